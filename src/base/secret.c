@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/secret.h"
+
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/log.h"
+#include "base/maths.h"
+
+#define SECRET_MAX (UINT64_C(16) << 20)
+
+struct qv_secret *qv_secret_new(size_t len)
+{
+    static atomic_flag warned = ATOMIC_FLAG_INIT;
+    struct qv_secret *secret;
+    size_t mapped;
+    void *data;
+
+    if (len == 0 || len > SECRET_MAX) {
+        return NULL;
+    }
+    mapped = (size_t)qv_align_up(len, 4096);
+    data = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) {
+        return NULL;
+    }
+    if (mlock(data, mapped) != 0 && !atomic_flag_test_and_set(&warned)) {
+        qv_warn("cannot lock memory for secrets (RLIMIT_MEMLOCK): they might reach swap space");
+    }
+    /* Both are hardening: a kernel without them still gives memory that works. */
+    (void)madvise(data, mapped, MADV_DONTDUMP);
+    (void)madvise(data, mapped, MADV_WIPEONFORK);
+    secret = g_new0(struct qv_secret, 1);
+    secret->data = data;
+    secret->len = len;
+    secret->mapped = mapped;
+    return secret;
+}
+
+void qv_secret_free(struct qv_secret *secret)
+{
+    if (secret != NULL) {
+        qv_secret_wipe(secret->data, secret->mapped);
+        munmap(secret->data, secret->mapped);
+        g_free(secret);
+    }
+}
+
+void qv_secret_freep(struct qv_secret **secret)
+{
+    qv_secret_free(*secret);
+    *secret = NULL;
+}
+
+void qv_secret_wipe(void *data, size_t len)
+{
+    explicit_bzero(data, len);
+}
+
+bool qv_secret_equal(const void *a, const void *b, size_t len)
+{
+    const volatile uint8_t *x = a;
+    const volatile uint8_t *y = b;
+    uint8_t differ = 0;
+
+    for (size_t i = 0; i < len; i++) {
+        differ = (uint8_t)(differ | (x[i] ^ y[i]));
+    }
+    return differ == 0;
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Every command, one per file; table.c puts them in order. */
+#ifndef QV_CLI_COMMANDS_H
+#define QV_CLI_COMMANDS_H
+
+#include "cli/cli.h"
+
+extern const struct cli_command cli_storage_create;
+extern const struct cli_command cli_storage_info;
+extern const struct cli_command cli_storage_list;
+extern const struct cli_command cli_storage_resize;
+extern const struct cli_command cli_storage_convert;
+extern const struct cli_command cli_storage_import;
+extern const struct cli_command cli_storage_export;
+extern const struct cli_command cli_storage_check;
+extern const struct cli_command cli_storage_flatten;
+extern const struct cli_command cli_storage_unlock;
+extern const struct cli_command cli_storage_delete;
+extern const struct cli_command cli_storage_serve;
+extern const struct cli_command cli_storage_stat;
+extern const struct cli_command cli_storage_snapshot_create;
+extern const struct cli_command cli_storage_snapshot_list;
+extern const struct cli_command cli_storage_snapshot_restore;
+extern const struct cli_command cli_storage_snapshot_delete;
+
+extern const struct cli_command cli_vm_create;
+extern const struct cli_command cli_vm_validate;
+extern const struct cli_command cli_vm_start;
+extern const struct cli_command cli_vm_pause;
+extern const struct cli_command cli_vm_resume;
+extern const struct cli_command cli_vm_stop;
+extern const struct cli_command cli_vm_list;
+extern const struct cli_command cli_vm_info;
+extern const struct cli_command cli_vm_export;
+extern const struct cli_command cli_vm_delete;
+extern const struct cli_command cli_vm_destroy;
+extern const struct cli_command cli_vm_console;
+
+#endif

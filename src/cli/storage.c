@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/storage.h"
+
+#include "base/error.h"
+#include "job/facts.h"
+
+bool cli_find_image(struct cli *cli, const char *ref, const char *format, bool paths,
+                    struct qv_image_record **out, GError **error)
+{
+    struct qv_catalog *catalog = cli_catalog(cli, error);
+
+    if (catalog == NULL) {
+        return false;
+    }
+    if (!paths && qv_ref_is_path(ref)) {
+        return qv_fail(error, QV_ERROR_USAGE, "%s: this command takes images of the catalogue only",
+                       ref);
+    }
+    return qv_catalog_find(catalog, ref, format, out, error);
+}
+
+struct qv_job_watch cli_watch(struct cli_progress *progress)
+{
+    return (struct qv_job_watch){.progress = cli_progress_set, .arg = progress};
+}
+
+int cli_report_image(struct cli *cli, const char *name, const char *line)
+{
+    QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
+    QV_CLEANUP(qv_image_facts_freep) struct qv_image_facts *facts = NULL;
+    g_autoptr(GError) error = NULL;
+
+    if (!cli->json) {
+        cli_say(cli, "%s", line);
+        return 0;
+    }
+    if (!cli_find_image(cli, name, NULL, false, &record, &error) ||
+        !qv_job_facts(cli->catalog, record, &facts, &error)) {
+        return cli_fail(cli, error);
+    }
+    return cli_print_json(cli, qv_image_facts_json(facts));
+}

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "cli/commands.h"
+#include "cli/storage.h"
+#include "job/check.h"
+
+static const struct cli_option options[] = {
+    CLI_PATH_FORMAT_OPTION,
+    {.name = "repair", .type = CLI_FLAG, .summary = "put right what can be"},
+    {.name = "data", .type = CLI_FLAG, .summary = "encrypted: verify every sector as well"},
+    {0},
+};
+
+static void print_result(const char *name, const struct qv_check_result *result)
+{
+    if (!result->has_metadata) {
+        printf("%s: clean (a raw image has no metadata to check)\n", name);
+        return;
+    }
+    for (guint i = 0; i < result->details->len; i++) {
+        printf("%s\n", (const char *)result->details->pdata[i]);
+    }
+    if (result->corruptions == 0 && result->leaks == 0) {
+        printf("%s: clean, %" PRIu64 " of %" PRIu64 " clusters in use\n", name, result->allocated,
+               result->clusters);
+    } else {
+        printf("%s: %" PRIu64 " corruptions, %" PRIu64 " leaked clusters\n", name,
+               result->corruptions, result->leaks);
+    }
+}
+
+static bool check_options(const struct cli_args *args, GError **error)
+{
+    if (cli_flag(args, "repair")) {
+        return qv_job_later("--repair", error);
+    }
+    return !cli_flag(args, "data") || qv_job_later("--data", error);
+}
+
+static int run(struct cli *cli, const struct cli_args *args)
+{
+    QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
+    QV_CLEANUP(qv_check_result_clear) struct qv_check_result result = {0};
+    g_autoptr(GError) error = NULL;
+    struct cli_progress *progress;
+    struct qv_job_watch watch;
+    bool ok;
+
+    if (!check_options(args, &error) ||
+        !cli_find_image(cli, cli_arg(args, 0), cli_text(args, "format"), true, &record, &error)) {
+        return cli_fail(cli, error);
+    }
+    progress = cli_progress_new(cli, "check");
+    watch = cli_watch(progress);
+    ok = qv_job_check(cli->catalog, record, &watch, &result, &error);
+    cli_progress_free(progress);
+    if (!ok) {
+        return cli_fail(cli, error);
+    }
+    if (cli->json) {
+        cli_print_json(cli, qv_check_json(record->name, &result));
+    } else if (!cli->quiet) {
+        print_result(record->name, &result);
+    }
+    return qv_check_verdict(record->name, &result, &error) ? 0 : cli_fail(cli, error);
+}
+
+const struct cli_command cli_storage_check = {
+    .name = "check",
+    .args = "IMAGE",
+    .summary = "verify an image's metadata",
+    .details = CLI_IMAGE_OR_PATH
+    "\nExit status 0: clean; 5: corruption was found; 6: leaked space only, which is harmless.",
+    .options = options,
+    .fn = run,
+};

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The one table of commands. A command lives in a file of its own and is declared in commands.h. */
+#include "cli/commands.h"
+
+static const struct cli_command *const storage_commands[] = {
+    &cli_storage_create,
+    &cli_storage_info,
+    &cli_storage_list,
+    &cli_storage_resize,
+    &cli_storage_convert,
+    &cli_storage_import,
+    &cli_storage_export,
+    &cli_storage_check,
+    &cli_storage_snapshot_create,
+    &cli_storage_snapshot_list,
+    &cli_storage_snapshot_restore,
+    &cli_storage_snapshot_delete,
+    &cli_storage_flatten,
+    &cli_storage_unlock,
+    &cli_storage_delete,
+    &cli_storage_serve,
+    &cli_storage_stat,
+    NULL,
+};
+
+static const struct cli_command *const vm_commands[] = {
+    &cli_vm_create,  &cli_vm_validate, &cli_vm_start, &cli_vm_pause,  &cli_vm_resume,
+    &cli_vm_stop,    &cli_vm_list,     &cli_vm_info,  &cli_vm_export, &cli_vm_delete,
+    &cli_vm_destroy, &cli_vm_console,  NULL,
+};
+
+const struct cli_group cli_groups[] = {
+    {"storage", "disk images", storage_commands},
+    {"vm", "virtual machines", vm_commands},
+    {0},
+};

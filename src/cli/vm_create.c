@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/error.h"
+#include "cli/commands.h"
+#include "cli/vm.h"
+#include "vm/vm.h"
+
+static const struct cli_option options[] = {
+    {.name = "config",
+     .type = CLI_TEXT,
+     .meta = "FILE",
+     .summary = "the VM's configuration, JSON",
+     .required = true},
+    {0},
+};
+
+static int run(struct cli *cli, const struct cli_args *args)
+{
+    g_autoptr(GError) error = NULL;
+    g_autofree char *name = NULL;
+    g_autofree char *line = NULL;
+
+    if (cli_catalog(cli, &error) == NULL ||
+        !qv_vm_create(cli->catalog, cli_text(args, "config"), &name, &error)) {
+        return cli_fail(cli, error);
+    }
+    line = g_strdup_printf("created vm %s", name);
+    return cli_report_vm(cli, name, line);
+}
+
+const struct cli_command cli_vm_create = {
+    .name = "create",
+    .args = "",
+    .summary = "make a VM from a configuration",
+    .details =
+        "Checks the configuration and keeps it. An image that does not exist is created when "
+        "its entry has a \"size\" (and \"format\"; \"prealloc\" if wanted). When anything "
+        "fails, nothing is left.",
+    .options = options,
+    .fn = run,
+};

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* check: the walk's counts against the refcounts on disk. See qcow2.h and walk.h. */
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "block/node.h"
+#include "format/qcow2/qcow2.h"
+#include "format/qcow2/walk.h"
+
+/* One refcount block's share of the clusters. @block NULL: no block, all refcounts are 0. */
+static void compare_block(struct qcow2_walk *w, uint64_t first, const uint8_t *block)
+{
+    uint64_t end = qv_min_u64(first + (UINT64_C(1) << qcow2_rb_bits(&w->header)), w->nb_clusters);
+
+    for (uint64_t k = first; k < end; k++) {
+        uint64_t want = qcow2_tally_get(&w->tally, k), have = 0;
+
+        if (block != NULL) {
+            have = qcow2_refcount_get(block, w->header.refcount_order, k - first);
+        }
+        qcow2_bit_put(w->is_one, k, have == 1);
+        if (have > 0 || want > 0) {
+            w->out->image_end = (k + 1) << w->header.cluster_bits;
+        }
+        if (have > want) {
+            qcow2_leak(w->out, "cluster %" PRIu64 ": refcount %" PRIu64 ", references %" PRIu64, k,
+                       have, want);
+        } else if (have < want) {
+            qcow2_corruption(w->out,
+                             "cluster %" PRIu64 ": refcount %" PRIu64 ", references %" PRIu64, k,
+                             have, want);
+        }
+    }
+}
+
+static bool co_compare(struct qcow2_walk *w, GError **error)
+{
+    unsigned bits = qcow2_rb_bits(&w->header);
+
+    for (uint64_t i = 0; i << bits < w->nb_clusters; i++) {
+        uint64_t offset = i < w->nb_refcount_table ? w->refcount_table[i] : 0;
+
+        if (offset != 0 && !qcow2_co_walk_read(w, offset, w->buf, qcow2_cluster_size(&w->header),
+                                               "refcount block", error)) {
+            return false;
+        }
+        compare_block(w, i << bits, offset != 0 ? w->buf : NULL);
+        if (w->progress != NULL) {
+            w->progress(w->progress_arg, 0.6 + 0.1 * (double)(i << bits) / (double)w->nb_clusters);
+        }
+    }
+    return true;
+}
+
+static bool co_check(struct qcow2_walk *w, GError **error)
+{
+    if (!qcow2_co_walk_data(w, error)) {
+        return false;
+    }
+    qcow2_walk_refcounts(w);
+    if (!co_compare(w, error) || !qcow2_co_walk_copied(w, false, error)) {
+        return false;
+    }
+    if (w->progress != NULL) {
+        w->progress(w->progress_arg, 1.0);
+    }
+    return true;
+}
+
+bool qcow2_co_check_file(struct qv_node *file, struct qcow2_check *out,
+                         void (*progress)(void *arg, double done), void *arg, GError **error)
+{
+    struct qcow2_check found;
+    struct qcow2_walk w;
+    bool ok;
+
+    qcow2_check_init(&found);
+    ok = qcow2_co_walk_init(&w, file, &found, error);
+    w.progress = progress;
+    w.progress_arg = arg;
+    ok = ok && co_check(&w, error);
+    qcow2_walk_clear(&w);
+    if (!ok) {
+        qcow2_check_clear(&found);
+        return false;
+    }
+    *out = found;
+    return true;
+}
+
+bool qcow2_co_check(struct qv_node *node, struct qcow2_check *out,
+                    void (*progress)(void *arg, double done), void *arg, GError **error)
+{
+    int rc = node->readonly ? 0 : qv_co_flush(node); /* what is judged is on the disk */
+
+    if (rc < 0) {
+        return qv_fail_errno(error, rc, "cannot flush before the check");
+    }
+    return qcow2_co_check_file(node->file, out, progress, arg, error);
+}

@@ -1,0 +1,471 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Walk over the metadata, part 1: header, L1 tables, snapshots, bitmaps, refcount structures. See
+ * walk.h; the L2 tables are in walk_l2.c.
+ *
+ * Trust: every byte read here may be hostile. Positions are checked by claim() before anything is
+ * read there; a table that overlaps what was claimed before is reported and not followed, so that
+ * no table is read twice and the walk ends.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "block/node.h"
+#include "format/qcow2/tables.h"
+#include "format/qcow2/walk.h"
+#include "format/qcow2/walk_int.h"
+
+#define DETAILS_MAX 1000u
+
+/* A table found in the snapshot table or the bitmap directory. */
+struct small_table {
+    uint64_t offset;
+    uint32_t entries;
+};
+
+/* ---- findings ---- */
+
+void qcow2_check_init(struct qcow2_check *out)
+{
+    *out = (struct qcow2_check){.details = g_ptr_array_new_with_free_func(g_free)};
+}
+
+void qcow2_check_clear(struct qcow2_check *check)
+{
+    if (check->details != NULL) {
+        g_ptr_array_unref(check->details);
+    }
+    *check = (struct qcow2_check){0};
+}
+
+QV_PRINTF(2, 0)
+static void note(struct qcow2_check *out, const char *format, va_list args)
+{
+    if (out->details->len < DETAILS_MAX) {
+        g_ptr_array_add(out->details, g_strdup_vprintf(format, args));
+    }
+}
+
+void qcow2_corruption(struct qcow2_check *out, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    note(out, format, args);
+    va_end(args);
+    out->corruptions++;
+}
+
+void qcow2_leak(struct qcow2_check *out, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    note(out, format, args);
+    va_end(args);
+    out->leaks++;
+}
+
+/* ---- claiming ---- */
+
+/* @alone: stop at the first cluster that something else uses. */
+static enum qcow2_claim claim(struct qcow2_walk *w, const char *what, uint64_t offset, uint64_t len,
+                              uint64_t times, bool alone)
+{
+    uint64_t end, last;
+    enum qcow2_claim result = QCOW2_CLAIM_OK;
+
+    if (len == 0) {
+        return QCOW2_CLAIM_OK;
+    }
+    /* The last cluster of a file may be short; what lies wholly past it does not exist. */
+    if (!qv_add_u64(offset, len, &end) || (end - 1) >> w->header.cluster_bits >= w->nb_clusters) {
+        qcow2_corruption(w->out, "%s at 0x%" PRIx64 " lies past the end of the file", what, offset);
+        w->structure++;
+        return QCOW2_CLAIM_OUTSIDE;
+    }
+    last = (end - 1) >> w->header.cluster_bits;
+    for (uint64_t k = offset >> w->header.cluster_bits; k <= last; k++) {
+        if (qcow2_tally_get(&w->tally, k) > 0) {
+            result = QCOW2_CLAIM_OVERLAP;
+        }
+        if (qcow2_tally_add(&w->tally, k, times, qcow2_refcount_max(&w->header)) > 0) {
+            qcow2_corruption(w->out, "cluster %" PRIu64 " is used more often than can be counted",
+                             k);
+            w->structure++;
+        }
+        if (alone && result == QCOW2_CLAIM_OVERLAP) {
+            break;
+        }
+    }
+    return result;
+}
+
+enum qcow2_claim qcow2_walk_claim(struct qcow2_walk *w, const char *what, uint64_t offset,
+                                  uint64_t len, uint64_t times)
+{
+    return claim(w, what, offset, len, times, false);
+}
+
+/* As claim, for what only one may own and which is followed: false when it must not be. */
+static bool claim_table(struct qcow2_walk *w, const char *what, uint64_t offset, uint64_t len)
+{
+    enum qcow2_claim result;
+
+    if (!qv_is_aligned(offset, qcow2_cluster_size(&w->header))) {
+        qcow2_corruption(w->out, "%s at 0x%" PRIx64 " is not cluster aligned", what, offset);
+        w->structure++;
+        return false;
+    }
+    result = claim(w, what, offset, len, 1, true);
+    if (result == QCOW2_CLAIM_OVERLAP) {
+        qcow2_corruption(w->out, "%s at 0x%" PRIx64 " overlaps other metadata", what, offset);
+        w->structure++;
+    }
+    return result == QCOW2_CLAIM_OK;
+}
+
+bool qcow2_co_walk_read(struct qcow2_walk *w, uint64_t offset, void *buf, uint64_t len,
+                        const char *what, GError **error)
+{
+    uint64_t have = offset < w->file_size ? qv_min_u64(len, w->file_size - offset) : 0;
+    int rc = have > 0 ? qv_co_pread(w->file, offset, buf, have) : 0;
+
+    if (rc < 0) {
+        return qv_fail_errno(error, rc, "cannot read %s at 0x%" PRIx64, what, offset);
+    }
+    memset((uint8_t *)buf + have, 0, len - have);
+    return true;
+}
+
+/* ---- L1 ---- */
+
+static void l1_entry(struct qcow2_walk *w, uint64_t entry, bool active)
+{
+    uint64_t offset = entry & QCOW2_L1_OFFSET_MASK;
+
+    if ((entry & QCOW2_L1_RESERVED_MASK) != 0) {
+        qcow2_corruption(w->out, "L1 entry 0x%" PRIx64 " has reserved bits set", entry);
+        w->structure++;
+    }
+    if (offset == 0) {
+        return;
+    }
+    if (!qv_is_aligned(offset, qcow2_cluster_size(&w->header))) {
+        qcow2_corruption(w->out, "L2 table at 0x%" PRIx64 " is not cluster aligned", offset);
+        w->structure++;
+        return;
+    }
+    if (qcow2_walk_claim(w, "L2 table", offset, qcow2_cluster_size(&w->header), 1) !=
+        QCOW2_CLAIM_OUTSIDE) {
+        qcow2_bit_put(w->l2_seen, offset >> w->header.cluster_bits, true);
+        if (active) {
+            qcow2_bit_put(w->l2_active, offset >> w->header.cluster_bits, true);
+        }
+    }
+}
+
+static bool co_walk_l1(struct qcow2_walk *w, const char *what, uint64_t offset, uint32_t entries,
+                       bool active, GError **error)
+{
+    uint64_t bytes = (uint64_t)entries * 8;
+
+    if (!claim_table(w, what, offset, bytes)) {
+        return true;
+    }
+    for (uint64_t done = 0; done < bytes; done += QCOW2_WALK_CHUNK) {
+        uint64_t n = qv_min_u64(bytes - done, QCOW2_WALK_CHUNK);
+
+        if (!qcow2_co_walk_read(w, offset + done, w->buf, n, what, error)) {
+            return false;
+        }
+        for (uint64_t i = 0; i < n / 8; i++) {
+            uint64_t entry = qcow2_be64_at(w->buf, i);
+
+            if (entry != 0) {
+                l1_entry(w, entry, active);
+            }
+        }
+    }
+    return true;
+}
+
+/* Makes the list of L2 tables. How often each is used is known from the counters: so far only
+ * header and L1 tables, which own their clusters, and L2 tables are counted. */
+static void collect_l2s(struct qcow2_walk *w)
+{
+    for (uint64_t k = 0; k < w->nb_clusters; k++) {
+        if (k % 8 == 0 && w->l2_seen[k / 8] == 0) {
+            k += 7;
+            continue;
+        }
+        if (qcow2_bit_get(w->l2_seen, k)) {
+            struct qcow2_walk_l2 l2 = {
+                .offset = k << w->header.cluster_bits,
+                .refs = (uint32_t)qv_min_u64(qcow2_tally_get(&w->tally, k), UINT32_MAX),
+                .active = qcow2_bit_get(w->l2_active, k),
+            };
+            g_array_append_val(w->l2s, l2);
+        }
+    }
+}
+
+/* ---- snapshots ---- */
+
+/* Reads the snapshot table: claims it, and lists the L1 tables in @w->small_tables. */
+static bool co_read_snapshots(struct qcow2_walk *w, GError **error)
+{
+    uint64_t base = w->header.snapshots_offset, pos = 0, in_buf = 0, buf_at = 0;
+
+    for (uint32_t i = 0; i < w->header.nb_snapshots; i++) {
+        struct qcow2_snapshot_entry e;
+        size_t need;
+        int rc = qcow2_snapshot_parse(w->buf + (pos - buf_at), in_buf - (pos - buf_at), &e, &need);
+
+        if (rc == -EAGAIN && base + pos < w->file_size && pos < QCOW2_SNAPSHOT_TABLE_MAX) {
+            buf_at = pos;
+            in_buf = QCOW2_WALK_CHUNK; /* holds the longest entry several times */
+            if (!qcow2_co_walk_read(w, base + pos, w->buf, in_buf, "snapshot table", error)) {
+                return false;
+            }
+            rc = qcow2_snapshot_parse(w->buf, in_buf, &e, &need);
+        }
+        if (rc < 0) {
+            qcow2_corruption(w->out, "snapshot table entry %" PRIu32 " is invalid", i);
+            w->structure++;
+            break;
+        }
+        struct small_table t = {e.l1_table_offset, e.l1_size};
+        g_array_append_val(w->small_tables, t);
+        pos += e.stored;
+    }
+    claim_table(w, "snapshot table", base, pos);
+    return true;
+}
+
+static bool co_walk_snapshots(struct qcow2_walk *w, GError **error)
+{
+    g_array_set_size(w->small_tables, 0);
+    if (w->header.nb_snapshots == 0) {
+        return true;
+    }
+    if (!co_read_snapshots(w, error)) {
+        return false;
+    }
+    for (unsigned i = 0; i < w->small_tables->len; i++) {
+        struct small_table *t = &g_array_index(w->small_tables, struct small_table, i);
+        g_autofree char *what = g_strdup_printf("L1 table of snapshot %u", i);
+
+        if ((uint64_t)t->entries * 8 > QCOW2_L1_MAX_BYTES) {
+            qcow2_corruption(w->out, "%s is too large", what);
+            w->structure++;
+        } else if (!co_walk_l1(w, what, t->offset, t->entries, false, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- bitmaps ---- */
+
+static bool co_read_bitmap_directory(struct qcow2_walk *w, GError **error)
+{
+    uint64_t len = w->header.bitmap_directory_size, pos = 0;
+    QV_CLEANUP(qv_freep) uint8_t *dir = NULL;
+
+    if (!claim_table(w, "bitmap directory", w->header.bitmap_directory_offset, len)) {
+        return true;
+    }
+    dir = qv_node_mem_alloc(qv_max_u64(len, 1)); /* 64 MiB at most, and inside the file */
+    if (!qcow2_co_walk_read(w, w->header.bitmap_directory_offset, dir, len, "bitmap directory",
+                            error)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < w->header.nb_bitmaps; i++) {
+        struct qcow2_bitmap_entry e;
+
+        if (qcow2_bitmap_parse(dir + pos, len - pos, &e) < 0) {
+            qcow2_corruption(w->out, "bitmap directory entry %" PRIu32 " is invalid", i);
+            w->structure++;
+            return true;
+        }
+        struct small_table t = {e.table_offset, e.table_size};
+        g_array_append_val(w->small_tables, t);
+        pos += e.stored;
+    }
+    if (pos != len) {
+        qcow2_corruption(w->out, "bitmap directory has %" PRIu64 " bytes too many", len - pos);
+        w->structure++;
+    }
+    return true;
+}
+
+static void bitmap_table_entry(struct qcow2_walk *w, uint64_t entry)
+{
+    uint64_t offset = entry & QCOW2_BITMAP_ENTRY_OFFSET_MASK;
+
+    if ((entry & QCOW2_BITMAP_ENTRY_RESERVED_MASK) != 0 ||
+        (offset != 0 && (entry & QCOW2_BITMAP_ENTRY_ALL_ONES) != 0) ||
+        !qv_is_aligned(offset, qcow2_cluster_size(&w->header))) {
+        qcow2_corruption(w->out, "bitmap table entry 0x%" PRIx64 " is invalid", entry);
+        w->structure++;
+    } else if (offset != 0) {
+        qcow2_walk_claim(w, "bitmap data", offset, qcow2_cluster_size(&w->header), 1);
+    }
+}
+
+static bool co_walk_bitmaps(struct qcow2_walk *w, GError **error)
+{
+    g_array_set_size(w->small_tables, 0);
+    if (!w->header.has_bitmaps) {
+        return true;
+    }
+    if (!co_read_bitmap_directory(w, error)) {
+        return false;
+    }
+    for (unsigned i = 0; i < w->small_tables->len; i++) {
+        struct small_table *t = &g_array_index(w->small_tables, struct small_table, i);
+        uint64_t bytes = (uint64_t)t->entries * 8;
+
+        if (!claim_table(w, "bitmap table", t->offset, bytes)) {
+            continue;
+        }
+        for (uint64_t done = 0; done < bytes; done += QCOW2_WALK_CHUNK) {
+            uint64_t n = qv_min_u64(bytes - done, QCOW2_WALK_CHUNK);
+
+            if (!qcow2_co_walk_read(w, t->offset + done, w->buf, n, "bitmap table", error)) {
+                return false;
+            }
+            for (uint64_t j = 0; j < n / 8; j++) {
+                bitmap_table_entry(w, qcow2_be64_at(w->buf, j));
+            }
+        }
+    }
+    return true;
+}
+
+/* ---- refcount structures ---- */
+
+static bool co_read_refcount_table(struct qcow2_walk *w, GError **error)
+{
+    uint64_t bytes = (uint64_t)w->header.refcount_table_clusters << w->header.cluster_bits;
+
+    w->nb_refcount_table = bytes / 8; /* the header's check holds it to 8 MiB */
+    w->refcount_table = g_new0(uint64_t, w->nb_refcount_table);
+    if (!qcow2_co_walk_read(w, w->header.refcount_table_offset, w->refcount_table, bytes,
+                            "refcount table", error)) {
+        return false;
+    }
+    for (uint64_t i = 0; i < w->nb_refcount_table; i++) {
+        w->refcount_table[i] = be64toh(w->refcount_table[i]);
+    }
+    return true;
+}
+
+static void refcount_block(struct qcow2_walk *w, uint64_t i)
+{
+    uint64_t entry = w->refcount_table[i], offset = entry & QCOW2_RT_OFFSET_MASK;
+    bool bad = (entry & QCOW2_RT_RESERVED_MASK) != 0 ||
+               !qv_is_aligned(offset, qcow2_cluster_size(&w->header));
+    enum qcow2_claim result = QCOW2_CLAIM_OK;
+
+    if (bad) {
+        qcow2_corruption(w->out, "refcount table entry %" PRIu64 " (0x%" PRIx64 ") is invalid", i,
+                         entry);
+    } else {
+        uint64_t structure = w->structure;
+
+        result = qcow2_walk_claim(w, "refcount block", offset, qcow2_cluster_size(&w->header), 1);
+        w->structure = structure; /* rebuilding the refcounts does mend it */
+        if (result == QCOW2_CLAIM_OVERLAP) {
+            qcow2_corruption(w->out, "refcount block %" PRIu64 " overlaps something else", i);
+        }
+    }
+    if (bad || result != QCOW2_CLAIM_OK) {
+        w->refcounts_unusable = true;
+    }
+    if (bad || result == QCOW2_CLAIM_OUTSIDE) {
+        w->refcount_table[i] = 0;
+    }
+}
+
+void qcow2_walk_refcounts(struct qcow2_walk *w)
+{
+    uint64_t bytes = w->nb_refcount_table * 8, structure = w->structure;
+
+    if (!claim_table(w, "refcount table", w->header.refcount_table_offset, bytes)) {
+        w->structure = structure;
+        w->refcounts_unusable = true;
+    }
+    for (uint64_t i = 0; i < w->nb_refcount_table; i++) {
+        if (w->refcount_table[i] != 0) {
+            refcount_block(w, i);
+        }
+    }
+}
+
+/* ---- all of it ---- */
+
+bool qcow2_co_walk_init(struct qcow2_walk *w, struct qv_node *file, struct qcow2_check *out,
+                        GError **error)
+{
+    uint64_t bits;
+
+    *w = (struct qcow2_walk){.file = file, .out = out};
+    if (!qcow2_co_header_read(file, &w->header, error)) {
+        return false;
+    }
+    w->file_size = atomic_load(&file->size);
+    w->nb_clusters = qv_div_up(w->file_size, qcow2_cluster_size(&w->header));
+    if (!qcow2_tally_init(&w->tally, w->nb_clusters, error)) {
+        return false;
+    }
+    bits = w->nb_clusters / 8 + 1;
+    w->l2_seen = calloc(bits, 1);
+    w->l2_active = calloc(bits, 1);
+    w->is_one = calloc(bits, 1);
+    if (w->l2_seen == NULL || w->l2_active == NULL || w->is_one == NULL) {
+        return qv_fail_errno(error, ENOMEM, "maps of %" PRIu64 " clusters", w->nb_clusters);
+    }
+    w->buf = qv_node_mem_alloc(QCOW2_WALK_CHUNK);
+    w->l2s = g_array_new(false, false, sizeof(struct qcow2_walk_l2));
+    w->small_tables = g_array_new(false, false, sizeof(struct small_table));
+    return co_read_refcount_table(w, error);
+}
+
+void qcow2_walk_clear(struct qcow2_walk *w)
+{
+    qcow2_header_clear(&w->header);
+    qcow2_tally_clear(&w->tally);
+    free(w->l2_seen);
+    free(w->l2_active);
+    free(w->is_one);
+    free(w->buf);
+    g_free(w->refcount_table);
+    if (w->l2s != NULL) {
+        g_array_unref(w->l2s);
+    }
+    if (w->small_tables != NULL) {
+        g_array_unref(w->small_tables);
+    }
+    *w = (struct qcow2_walk){0};
+}
+
+bool qcow2_co_walk_data(struct qcow2_walk *w, GError **error)
+{
+    const struct qcow2_header *h = &w->header;
+
+    w->out->total_clusters = qv_div_up(h->size, qcow2_cluster_size(h));
+    qcow2_walk_claim(w, "header", 0, qcow2_cluster_size(h), 1);
+    if (h->has_crypto) {
+        claim_table(w, "encryption header", h->crypto_offset, h->crypto_length);
+    }
+    if (!co_walk_l1(w, "L1 table", h->l1_table_offset, h->l1_size, true, error) ||
+        !co_walk_snapshots(w, error)) {
+        return false;
+    }
+    collect_l2s(w);
+    return co_walk_bitmaps(w, error) && qcow2_co_walk_l2s(w, error);
+}

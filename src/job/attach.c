@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "job/attach.h"
+
+#include "backend/file/file.h"
+#include "base/json.h"
+
+static json_t *link_args(const struct qv_image_handle *handle, const struct job_attach *how,
+                         unsigned index)
+{
+    const char *cache = how->cache != NULL ? how->cache : "none";
+
+    json_t *args =
+        json_pack("{s:i, s:o, s:s, s:b, s:s, s:b, s:s, s:i}", "fd", (int)index, "name",
+                  qv_json_string_or_null(handle->record->name), "format", handle->record->format,
+                  "readonly", handle->readonly, "cache", cache, "cache_required",
+                  g_strcmp0(how->cache, "none") == 0, "io", how->io != NULL ? how->io : "io_uring",
+                  "physical_block", (int)qv_file_physical_block(handle->fd));
+
+    if (args != NULL && index == 0 && how->snapshot != NULL) {
+        json_object_set_new(args, "snapshot", json_string(how->snapshot));
+    }
+    return args;
+}
+
+bool job_attach_args(const struct qv_image_handle *handle, const struct job_attach *how,
+                     struct job_attach_args *out, GError **error)
+{
+    g_autoptr(json_t) chain = json_array();
+    struct job_attach_args a = {0};
+
+    g_assert(handle != NULL);
+    for (const struct qv_image_handle *h = handle; h != NULL; h = h->backing) {
+        if (a.nfds == QV_CONTROL_FDS_MAX - 1) { /* one is left for the journal */
+            return qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: more than %u images behind it",
+                           handle->record->name, QV_CONTROL_FDS_MAX - 2);
+        }
+        json_array_append_new(chain, link_args(h, how, a.nfds));
+        a.fds[a.nfds++] = h->fd;
+    }
+    a.args = json_pack("{s:s, s:o, s:b, s:s, s:s, s:I, s:O}", "id", how->id, "name",
+                       qv_json_string_or_null(handle->record->name), "discard", how->discard,
+                       "on_error", how->on_error, "on_enospc", how->on_enospc, "metadata_cache",
+                       (json_int_t)how->metadata_cache, "chain", chain);
+    if (a.args == NULL) {
+        return qv_fail(error, QV_ERROR_FAILED, "%s: cannot be described", handle->record->name);
+    }
+    if (how->journal_fd > 0) {
+        json_object_set_new(a.args, "journal", json_integer((json_int_t)a.nfds));
+        a.fds[a.nfds++] = how->journal_fd;
+    }
+    *out = a;
+    return true;
+}

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Verifying an image's metadata: `storage check`. Control; may block. */
+#ifndef QV_JOB_CHECK_H
+#define QV_JOB_CHECK_H
+
+#include <jansson.h>
+
+#include "job/run.h"
+
+struct qv_check_result {
+    bool has_metadata;            /* false: raw, there is nothing to verify */
+    uint64_t corruptions, leaks;  /* as qemu-img counts them */
+    uint64_t allocated, clusters; /* clusters in use, clusters of the virtual disk */
+    GPtrArray *details;           /* char *, owned */
+};
+void qv_check_result_clear(struct qv_check_result *result);
+
+/** qv_job_check - @record's image must not be in use by a writer. False: the check could not be
+ * made; findings, even a header that makes no sense, are in *@out. */
+bool qv_job_check(struct qv_catalog *catalog, const struct qv_image_record *record,
+                  const struct qv_job_watch *watch, struct qv_check_result *out, GError **error);
+
+/** qv_check_verdict - true: clean; else QV_ERROR_CORRUPT or QV_ERROR_LEAKS. */
+bool qv_check_verdict(const char *name, const struct qv_check_result *result, GError **error);
+
+/** qv_check_json - the object of the contract, section 2; a new reference. */
+json_t *qv_check_json(const char *name, const struct qv_check_result *result);
+
+#endif

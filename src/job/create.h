@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* New images, and growing them. Control; may block. */
+#ifndef QV_JOB_CREATE_H
+#define QV_JOB_CREATE_H
+
+#include "job/run.h"
+
+enum qv_prealloc { QV_PREALLOC_OFF, QV_PREALLOC_METADATA, QV_PREALLOC_FALLOC, QV_PREALLOC_FULL };
+
+/** qv_prealloc_parse - "off", "metadata", "falloc", "full"; NULL gives @fallback. False: another
+ * word. */
+bool qv_prealloc_parse(const char *word, enum qv_prealloc fallback, enum qv_prealloc *out);
+const char *qv_prealloc_name(enum qv_prealloc prealloc);
+
+/** As a size: that of the backing image. */
+#define QV_SIZE_OF_BACKING UINT64_MAX
+
+/** What a new image shall be. Texts are the caller's. */
+struct qv_create_opts {
+    const char *name;
+    const char *pool;        /* NULL: the default pool */
+    const char *format;      /* "raw", "qcow2", "encrypted" */
+    uint64_t size;           /* bytes, a multiple of 512, > 0 */
+    const char *prealloc;    /* a word of qv_prealloc_parse; NULL: falloc for raw, else off */
+    uint64_t cluster_size;   /* qcow2; 0: 64 KiB */
+    const char *compression; /* qcow2: "zlib", "zstd"; NULL: zlib */
+    const char *backing;     /* IMAGE of the catalogue to stand on; NULL: none */
+    const char *backing_file, *backing_format; /* what the file says of it: set by clone.c */
+    bool compress; /* qcow2, of a copy: its content is stored compressed */
+};
+
+/** qv_job_create - a new, empty image in the catalogue; on failure nothing is left. */
+bool qv_job_create(struct qv_catalog *catalog, const struct qv_create_opts *opts, GError **error);
+
+/**
+ * qv_job_resize - makes an image that nobody uses larger; new space reads as zeros, and is
+ * allocated where the image was created so. QV_ERROR_USAGE when @size is smaller; the same size is
+ * fine.
+ */
+bool qv_job_resize(struct qv_catalog *catalog, const struct qv_image_record *record, uint64_t size,
+                   GError **error);
+
+/* ---- for jobs that fill the new image before it is known (convert, import) ---- */
+
+/** qv_create_begin - checks @opts and writes the empty image into *@out, which is not committed
+ * yet. */
+bool qv_create_begin(struct qv_catalog *catalog, const struct qv_create_opts *opts,
+                     struct qv_image_new *out, GError **error);
+
+/** qv_create_format - writes an empty image of @opts into the empty file @fd (nothing with
+ * @opts->compress: see job/compress.h); @where names a
+ * directory on the same file system, for messages and free space. */
+bool qv_create_format(int fd, const struct qv_create_opts *opts, const char *where, GError **error);
+
+#endif

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `storage serve`: one image for any hypervisor or NBD client, in the foreground. */
+#ifndef QV_JOB_SERVE_H
+#define QV_JOB_SERVE_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "catalog/images.h"
+
+struct job_serve_opts {
+    const char *protocol; /* "vhost-user-blk", "nbd" */
+    const char *socket;   /* path to listen at */
+    unsigned queues;      /* vhost-user-blk: 1..64 */
+    bool readonly;
+    const char *snapshot; /* this one, a name or an ID; needs readonly; NULL: the disk */
+    const char *cache;    /* none, writeback, writethrough; NULL: none where O_DIRECT works, else
+                             writeback */
+    const char *io;       /* io_uring, native, threads; NULL: io_uring */
+    bool discard;         /* pass discards and unmapping zeroes on to the image */
+    /* Clients may connect to @socket. */
+    void (*ready)(void *arg, const char *socket);
+    void *arg;
+};
+
+/**
+ * job_serve - serves @record's image until SIGTERM or SIGINT, then closes it and returns true. The
+ * image is locked as long as any of our processes may touch it. False: it could not be served, was
+ * not closed cleanly, or the process that served it died. Uses the default main context. Control;
+ * blocks.
+ */
+bool job_serve(struct qv_catalog *catalog, const struct qv_image_record *record,
+               const struct job_serve_opts *opts, GError **error);
+
+#endif

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Virtual machines, for commands: make, start, look, stop, delete. Errors begin with the VM's name.
+ * Control; functions may block.
+ */
+#ifndef QV_VM_VM_H
+#define QV_VM_VM_H
+
+#include <glib.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "catalog/catalog.h"
+#include "catalog/images.h"
+
+/** qv_vm_validate - whether `vm create` would take the configuration @path: it is correct, the
+ * images exist or can be made. *@name (may be NULL): the VM's, caller frees. */
+bool qv_vm_validate(struct qv_catalog *catalog, const char *path, char **name, GError **error);
+
+/**
+ * qv_vm_create - keeps the configuration @path as a new VM; creates the images that have a "size"
+ * and do not exist. On failure nothing is left. *@name: the VM's, caller frees.
+ */
+bool qv_vm_create(struct qv_catalog *catalog, const char *path, char **name, GError **error);
+
+/**
+ * qv_vm_start - starts the VM; returns when its guest runs. It goes on in processes of its own.
+ * @log_level: enum qv_log_level of its log. QV_ERROR_IN_USE: it runs already, or a disk is locked.
+ * Forks: call from a process with one thread.
+ */
+bool qv_vm_start(struct qv_catalog *catalog, const char *name, int log_level, GError **error);
+
+/** qv_vm_pause, qv_vm_resume - the guest stands still, goes on. Fine when it does already. */
+bool qv_vm_pause(struct qv_catalog *catalog, const char *name, GError **error);
+bool qv_vm_resume(struct qv_catalog *catalog, const char *name, GError **error);
+
+/** qv_vm_stop - presses the power button and waits up to @seconds; @force: ends it at once. */
+bool qv_vm_stop(struct qv_catalog *catalog, const char *name, bool force, unsigned seconds,
+                GError **error);
+
+/** qv_vm_info - the object of the contract, section 2; *@out is a new reference. */
+bool qv_vm_info(struct qv_catalog *catalog, const char *name, json_t **out, GError **error);
+
+/** qv_vm_list - an array of such objects, by name. A VM whose configuration cannot be read is an
+ * error. */
+bool qv_vm_list(struct qv_catalog *catalog, json_t **out, GError **error);
+
+/** qv_vm_export - the configuration as a new file @path. QV_ERROR_EXISTS. */
+bool qv_vm_export(struct qv_catalog *catalog, const char *name, const char *path, GError **error);
+
+/** qv_vm_delete - forgets a VM that does not run; its images stay. QV_ERROR_IN_USE. */
+bool qv_vm_delete(struct qv_catalog *catalog, const char *name, GError **error);
+
+/**
+ * qv_vm_console - writes what the guest's serial line says to @out: from the log of this boot on,
+ * until the VM ends or @in says so; of a VM that does not run, the log of its last boot.
+ * @in: a terminal whose input goes to the guest until Ctrl-]; -1: none
+ */
+bool qv_vm_console(struct qv_catalog *catalog, const char *name, int in, int out, GError **error);
+
+/** qv_vm_image_resize - grows @record's image, which the running VM @name holds; its guest is told.
+ * QV_ERROR_NOT_FOUND: it does not run (any more), or does not have that image. */
+bool qv_vm_image_resize(struct qv_catalog *catalog, const char *name,
+                        const struct qv_image_record *record, uint64_t size, GError **error);
+
+#endif

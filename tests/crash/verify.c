@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "verify.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/maths.h"
+#include "format/qcow2/header.h"
+#include "format/qcow2/walk.h"
+
+#define SECTOR 512u
+
+static unsigned qemu_runs;
+
+unsigned verify_qemu_runs(void)
+{
+    return qemu_runs;
+}
+
+/* qemu-img on a copy: no corruption, leaks allowed. */
+static bool qemu_check(struct run *run, const struct mem_file *file, const char *moment)
+{
+    const char *program = getenv("QEMU_IMG");
+    char path[] = "/dev/shm/qv-crash-XXXXXX";
+    int fd = mkstemp(path), status = 0;
+    g_autofree char *name = NULL, *out = NULL;
+    g_autoptr(GError) error = NULL;
+    gboolean ran;
+
+    if (fd < 0 || write(fd, file->data, file->size) != (ssize_t)file->size) {
+        run_fail(run, "cannot write %s", path);
+        qv_close_fd(&fd);
+        return false;
+    }
+    close(fd);
+    name = g_strdup_printf("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":"
+                           "\"%s\"},\"backing\":null}",
+                           path);
+    const char *argv[] = {program != NULL ? program : "qemu-img", "check", name, NULL};
+    ran = g_spawn_sync(NULL, (char **)(uintptr_t)argv, NULL,
+                       G_SPAWN_SEARCH_PATH | G_SPAWN_STDERR_TO_DEV_NULL, NULL, NULL, &out, NULL,
+                       &status, &error);
+    unlink(path);
+    if (!ran) {
+        run_fail(run, "cannot run qemu-img: %s", error->message);
+        return false;
+    }
+    qemu_runs++;
+    if (!WIFEXITED(status) || (WEXITSTATUS(status) != 0 && WEXITSTATUS(status) != 3)) {
+        run_fail(run, "%s: qemu-img check: %s", moment, out);
+        return false;
+    }
+    return true;
+}
+
+/* Our check: no corruption, at most @leaks; the number of leaks is returned, or -1. */
+static int64_t co_check(struct run *run, struct mem_file *file, uint64_t leaks, const char *moment)
+{
+    struct qv_node *node = mem_node_new(file, true);
+    g_autoptr(GError) error = NULL;
+    struct qcow2_check found;
+    int64_t result = -1;
+
+    if (!qcow2_co_check_file(node, &found, NULL, NULL, &error)) {
+        run_fail(run, "%s: check failed: %s", moment, error->message);
+        qv_node_co_close_tree(node);
+        return -1;
+    }
+    if (found.corruptions > 0 || found.leaks > leaks) {
+        run_fail(run, "%s: %" PRIu64 " corruptions, %" PRIu64 " leaks (at most %" PRIu64 "): %s",
+                 moment, found.corruptions, found.leaks, leaks,
+                 (const char *)g_ptr_array_index(found.details, 0));
+    } else {
+        result = (int64_t)found.leaks;
+    }
+    qcow2_check_clear(&found);
+    qv_node_co_close_tree(node);
+    return result;
+}
+
+/* Leaks, with those past the end of the file, which count once the file is longer. */
+static int64_t co_count_leaks(struct run *run, const struct mem_file *file)
+{
+    struct mem_file longer = {0};
+    int64_t leaks;
+
+    mem_file_set(&longer, file->data, file->size);
+    mem_file_resize(&longer, file->size + 8 * QV_MIB);
+    leaks = co_check(run, &longer, UINT64_MAX, "before opening");
+    mem_file_clear(&longer);
+    return leaks;
+}
+
+static bool is_dirty(const struct mem_file *file)
+{
+    struct qcow2_header h = {0};
+    bool dirty;
+
+    if (!qcow2_header_parse(file->data, file->size, &h, NULL)) {
+        return false; /* opening it will say so */
+    }
+    dirty = (h.incompatible_features & QCOW2_INCOMPAT_DIRTY) != 0;
+    qcow2_header_clear(&h);
+    return dirty;
+}
+
+/* The whole disk; NULL on failure. */
+static uint8_t *co_read_all(struct run *run, struct qv_node *node)
+{
+    uint64_t size = atomic_load(&node->size);
+    uint8_t *content = g_malloc(size);
+    int rc = qv_co_pread(node, 0, content, size);
+
+    if (rc < 0) {
+        run_fail(run, "reading the disk: %s", qv_strerror(rc));
+        g_clear_pointer(&content, g_free);
+    }
+    return content;
+}
+
+static bool co_check_content(struct run *run, struct qv_node *node, uint64_t when)
+{
+    uint64_t size = atomic_load(&node->size), min, max;
+    g_autofree uint8_t *content = co_read_all(run, node);
+    g_autofree char *why = NULL;
+
+    history_sizes(&run->history, when, &min, &max);
+    if (size < min || size > max) {
+        run_fail(run, "the disk has %" PRIu64 " bytes, must have %" PRIu64 "..%" PRIu64, size, min,
+                 max);
+        return false;
+    }
+    for (uint64_t s = 0; content != NULL && s < size / SECTOR; s++) {
+        if (!history_check(&run->history, s, content + s * SECTOR, when, &why)) {
+            run_fail(run, "%s", why);
+            return false;
+        }
+    }
+    return content != NULL;
+}
+
+/* ---- using the image once more ---- */
+
+static int co_use_once(struct qv_node *node, uint8_t *content, GRand *rng)
+{
+    uint64_t sectors = atomic_load(&node->size) / SECTOR;
+    uint64_t n = (uint64_t)g_rand_int_range(rng, 1, (gint32)qv_min_u64(sectors, 64) + 1);
+    uint64_t at = (uint64_t)g_rand_int_range(rng, 0, (gint32)(sectors - n + 1)) * SECTOR;
+    uint64_t len = n * SECTOR;
+    int rc;
+
+    switch (g_rand_int_range(rng, 0, 5)) {
+    case 0:
+        memset(content + at, 0, len);
+        return qv_co_zero(node, at, len, QV_IO_MAY_UNMAP);
+    case 1:
+        rc = qv_co_discard(node, at, len); /* what it leaves is what stays */
+        return rc == 0 ? qv_co_pread(node, at, content + at, len) : rc;
+    case 2:
+        return qv_co_flush(node);
+    default:
+        memset(content + at, g_rand_int_range(rng, 1, 256), len);
+        return qv_co_pwrite(node, at, content + at, len);
+    }
+}
+
+/* Takes over @node. @content: the disk as it is; becomes what it shall be. */
+static bool co_use(struct run *run, struct qv_node *node, uint8_t *content, uint32_t seed)
+{
+    GRand *rng = g_rand_new_with_seed(seed);
+    int rc = 0, closed;
+
+    for (int i = 0; i < 12 && rc == 0; i++) {
+        rc = co_use_once(node, content, rng);
+    }
+    g_rand_free(rng);
+    closed = qv_node_co_close_tree(node);
+    if (rc < 0 || closed < 0) {
+        run_fail(run, "using the image again: %s", qv_strerror(rc < 0 ? rc : closed));
+    }
+    return rc == 0 && closed == 0;
+}
+
+static bool co_reopen(struct run *run, struct mem_file *file, const uint8_t *content)
+{
+    g_autoptr(GError) error = NULL;
+    struct qv_node *node = run_co_open(run, mem_node_new(file, true), true, &error);
+    g_autofree uint8_t *again = NULL;
+    bool same = false;
+
+    if (node == NULL) {
+        run_fail(run, "opening after use: %s", error->message);
+        return false;
+    }
+    again = co_read_all(run, node);
+    if (again != NULL) {
+        same = memcmp(again, content, atomic_load(&node->size)) == 0;
+        if (!same) {
+            run_fail(run, "the disk reads differently after use");
+        }
+    }
+    qv_node_co_close_tree(node);
+    return same;
+}
+
+/* @leaks: before it was opened. */
+static bool co_use_and_check(struct run *run, struct qv_node *node, struct mem_file *file,
+                             uint64_t leaks, const struct verify_opts *opts)
+{
+    g_autofree uint8_t *content = co_read_all(run, node);
+
+    if (content == NULL) {
+        qv_node_co_close_tree(node);
+        return false;
+    }
+    if (!co_use(run, node, content, opts->seed) || !co_reopen(run, file, content)) {
+        return false;
+    }
+    return run->load->raw || (co_check(run, file, leaks, "after use") >= 0 &&
+                              (!opts->qemu || qemu_check(run, file, "after use")));
+}
+
+bool verify_co_image(struct run *run, struct mem_file *file, uint64_t when,
+                     const struct verify_opts *opts)
+{
+    bool dirty = !run->load->raw && is_dirty(file);
+    g_autoptr(GError) error = NULL;
+    struct qv_node *node;
+    int64_t leaks = 0;
+
+    if (!run->load->raw && !dirty) {
+        leaks = co_count_leaks(run, file);
+        if (leaks < 0 || (opts->qemu && !qemu_check(run, file, "before opening"))) {
+            return false;
+        }
+    }
+    node = run_co_open(run, mem_node_new(file, false), false, &error);
+    if (node == NULL) {
+        run_fail(run, "opening: %s", error->message);
+        return false;
+    }
+    if (!co_check_content(run, node, when)) {
+        qv_node_co_close_tree(node);
+        return false;
+    }
+    if (!opts->use) {
+        return qv_node_co_close_tree(node) == 0;
+    }
+    return co_use_and_check(run, node, file, (uint64_t)leaks, opts);
+}

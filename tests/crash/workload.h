@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What guests do to images while the recorder listens. Add a workload: a row in workload.c. */
+#ifndef QV_TESTS_CRASH_WORKLOAD_H
+#define QV_TESTS_CRASH_WORKLOAD_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "filter/faults/faults.h"
+#include "filter/recorder/recorder.h"
+#include "format/qcow2/qcow2.h"
+#include "history.h"
+#include "mem_node.h"
+
+struct workload {
+    const char *name;
+    bool raw;
+    struct qcow2_create_opts create; /* of the image at the start */
+    bool backing;     /* a raw backing image full of marks; as large as half the disk */
+    bool compressed;  /* half the disk is full of marks at the start, stored compressed */
+    bool flatten;     /* in the end the image takes over what the backing image shows */
+    bool grow;        /* between rounds the disk grows */
+    bool reopen;      /* between rounds the image is closed and opened */
+    bool churn;       /* more discards: space is freed and taken again */
+    bool no_zero;     /* the medium can zero by writing only, and not discard */
+    bool every_fault; /* each of its requests is made to fail in turn */
+    unsigned rounds;  /* of guests at work */
+    unsigned guests;  /* coroutines at once */
+    unsigned ops;     /* of each, a round */
+    uint64_t longest; /* bytes of a request */
+    uint64_t cache;   /* qcow2: bytes of L2 tables in memory; 0: default */
+};
+
+extern const struct workload workloads[];
+extern const unsigned nb_workloads;
+
+/** One run of a workload. */
+struct run {
+    const struct workload *load;
+    GRand *rng;
+    struct mem_file backing; /* workload.backing */
+    struct mem_file base;    /* the file before the first request */
+    struct mem_file file;    /* ... and at the end */
+    struct qv_record_log log;
+    struct history history;
+    struct qv_faults *faults; /* NULL: none. With faults requests may fail, else they must not */
+    struct qv_faults *liar;   /* NULL; or completes flushes without passing them on */
+    char *failure;            /* what should not have happened; NULL: nothing */
+};
+
+/** run_init - makes the image at the start. run_clear frees all. Coroutine. */
+void run_co_init(struct run *run, const struct workload *load, uint32_t seed);
+void run_clear(struct run *run);
+
+/** run_co_make - the image at the start, into the empty @file, which stays the caller's. Coroutine.
+ */
+bool run_co_make(struct run *run, struct qv_node *file, GError **error);
+
+/** run_co - the workload from the start to the image's close. Coroutine. */
+void run_co(struct run *run);
+
+/** run_co_open - opens @file as the workload's format, with its backing image. Coroutine. */
+struct qv_node *run_co_open(struct run *run, struct qv_node *file, bool readonly, GError **error);
+
+/** run_fail - notes the first thing that should not have happened. */
+void run_fail(struct run *run, const char *format, ...) QV_PRINTF(2, 3);
+
+#endif

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing qcow2 images that QEMU made, and QEMU reading what we wrote: content and metadata."""
+import json
+import random
+import shutil
+import tempfile
+
+import pytest
+from qvtest import paths
+from qvtest.command import run
+
+RW = paths.BUILD / "tests/support/qcow2_rw"
+TOOL = paths.BUILD / "tests/support/qcow2_tool"
+MIB = 1 << 20
+
+
+def qemu_img(*args):
+    return run(paths.engine_program("qemu-img"), *args)
+
+
+def qemu_io(image, *commands):
+    run(paths.engine_program("qemu-io"), "-f", "qcow2", *(w for c in commands for w in ("-c", c)), image)
+
+
+def expect_clean(image, leaks=False):
+    result = run(paths.engine_program("qemu-img"), "check", "--output=json", "-f", "qcow2", image, code=None)
+    found = json.loads(result.stdout)
+    assert found.get("corruptions", 0) == 0, result
+    assert leaks or found.get("leaks", 0) == 0, result
+
+
+def content_by_qemu(image, folder):
+    raw = folder / "by-qemu.raw"
+    qemu_img("convert", "-O", "raw", "-f", "qcow2", image, raw)
+    return raw.read_bytes()
+
+
+def rw(image, lines, *backing, readonly=False, code=0):
+    with tempfile.TemporaryFile("w+") as script:
+        script.write("\n".join(lines) + "\n")
+        script.seek(0)
+        return run(RW, *(["-r"] if readonly else []), image, *backing, stdin=script, code=code)
+
+
+def content_by_us(image, folder, *backing):
+    raw = folder / "by-us.raw"
+    rw(image, [f"dump {raw}"], *backing, readonly=True)
+    return raw.read_bytes()
+
+
+class Disk:
+    """Random requests, and what the disk holds after them."""
+
+    def __init__(self, content, seed, cluster):
+        self.content, self.random, self.cluster = bytearray(content), random.Random(seed), cluster
+
+    def requests(self, count, whole_discards=False):
+        lines = []
+        for _ in range(count):
+            size = len(self.content) // 512
+            offset = self.random.randrange(size)
+            length = min(self.random.choice([1, 3, 8, 64, 2 * self.cluster // 512 + 1]), size - offset)
+            if self.random.random() < 0.3:
+                offset -= offset % max(1, self.cluster // 512)
+                length = min(max(1, self.cluster // 512), size - offset)
+            offset, length = offset * 512, length * 512
+            what = self.random.choice(["write", "write", "write", "zero", "unmap", "flush"])
+            if what == "flush":
+                lines.append("flush")
+                continue
+            byte = self.random.randrange(1, 256) if what == "write" else 0
+            self.content[offset:offset + length] = bytes([byte]) * length
+            lines.append(f"{what} {offset} {length} {byte}")
+        return lines
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("cluster", [512, 4096, 65536, 2 * MIB])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16, 32, 64])
+def test_our_writes_are_read_by_qemu(tmpfs_dir, cluster, bits, version):
+    if version == 2 and bits != 16:
+        pytest.skip("version 2 has 16 bits")
+    image = tmpfs_dir / "a.qcow2"
+    run(TOOL, "create", image, 3 * MIB + 512, cluster, bits, version, "off")
+    disk = Disk(bytes(3 * MIB + 512), bits * cluster, cluster)
+    for _ in range(3):
+        rw(image, disk.requests(40))
+        expect_clean(image)
+        assert content_by_qemu(image, tmpfs_dir) == disk.content
+    assert content_by_us(image, tmpfs_dir) == disk.content
+
+
+@pytest.mark.parametrize("options", ["compression_type=zlib", "compression_type=zstd", "compat=0.10",
+                                     "cluster_size=512", "cluster_size=2M"])
+def test_compressed_clusters_are_read_and_rewritten(tmpfs_dir, options):
+    raw, image = tmpfs_dir / "raw", tmpfs_dir / "a.qcow2"
+    content = random.Random(2).randbytes(200_704) + bytes(500_224) + b"compressible " * 80_000
+    content = content[:len(content) // 512 * 512]
+    raw.write_bytes(content)
+    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, image)
+    assert content_by_us(image, tmpfs_dir) == content
+    disk = Disk(content, 3, 65536)
+    rw(image, disk.requests(60))
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == disk.content
+    assert content_by_us(image, tmpfs_dir) == disk.content
+
+
+@pytest.mark.parametrize("cluster", [512, 4096, 65536])
+@pytest.mark.parametrize("compat", ["0.10", "1.1"])
+def test_snapshots_keep_their_content(tmpfs_dir, compat, cluster):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", f"compat={compat},cluster_size={cluster}", image, "2M")
+    qemu_io(image, "write -P 1 0 1M", "write -z 1M 128k")
+    disk = Disk(content_by_qemu(image, tmpfs_dir), cluster, cluster)
+    snapshots = {}
+    for name in ("one", "two"):
+        snapshots[name] = bytes(disk.content)
+        qemu_img("snapshot", "-c", name, image)
+        rw(image, disk.requests(40))
+        rw(image, ["discard 0 131072"])
+        if compat == "0.10":
+            disk.content[:] = content_by_qemu(image, tmpfs_dir)
+        else:
+            disk.content[:131072] = bytes(131072)
+        expect_clean(image)
+        assert content_by_qemu(image, tmpfs_dir) == disk.content
+    for name, content in snapshots.items():
+        raw = tmpfs_dir / "snap.raw"
+        qemu_img("convert", "-l", f"snapshot.name={name}", "-f", "qcow2", "-O", "raw", image, raw)
+        assert raw.read_bytes() == content
+    for name in snapshots:
+        qemu_img("snapshot", "-d", name, image)
+    expect_clean(image)
+    rw(image, disk.requests(40))
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == disk.content
+
+
+@pytest.mark.parametrize("backing_size", [MIB, 2 * MIB - 1536, 4 * MIB])
+@pytest.mark.parametrize("compat", ["0.10", "1.1"])
+@pytest.mark.parametrize("backing_format", ["raw", "qcow2"])
+def test_backing_image_shows_and_stays_hidden(tmpfs_dir, backing_format, compat, backing_size):
+    base, image, size = tmpfs_dir / "base", tmpfs_dir / "a.qcow2", 2 * MIB
+    content = random.Random(5).randbytes(backing_size)
+    (tmpfs_dir / "raw").write_bytes(content)
+    qemu_img("convert", "-f", "raw", "-O", backing_format, tmpfs_dir / "raw", base)
+    before = base.read_bytes()
+    qemu_img("create", "-f", "qcow2", "-o", f"compat={compat}", "-b", base, "-F", backing_format, image, size)
+    disk = Disk((content + bytes(size))[:size], backing_size, 65536)
+    assert content_by_us(image, tmpfs_dir, base, backing_format) == disk.content
+    rw(image, disk.requests(40), base, backing_format)
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == disk.content
+    # Growing shows nothing of a longer backing image.
+    rw(image, ["resize %d" % (5 * MIB)], base, backing_format)
+    disk.content += bytes(3 * MIB)
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == disk.content
+    assert content_by_us(image, tmpfs_dir, base, backing_format) == disk.content
+    assert base.read_bytes() == before
+
+
+@pytest.mark.parametrize("prealloc", ["metadata", "falloc"])
+def test_preallocated_clusters_are_used(tmpfs_dir, prealloc):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", f"preallocation={prealloc}", image, "4M")
+    disk = Disk(bytes(4 * MIB), 1, 65536)
+    rw(image, disk.requests(60))
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == disk.content
+
+
+def test_zero_cluster_with_space_is_filled_in_place(tmpfs_dir):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", image, "1M")
+    rw(image, ["write 0 262144 1", "zero 0 262144"])
+    size = image.stat().st_size
+    rw(image, ["write 4096 512 2", "write 65536 131072 3"])
+    assert image.stat().st_size == size
+    expect_clean(image)
+    want = bytearray(MIB)
+    want[4096:4608] = b"\2" * 512
+    want[65536:65536 + 131072] = b"\3" * 131072
+    assert content_by_qemu(image, tmpfs_dir) == want
+
+
+@pytest.mark.parametrize("cluster", [512, 65536])
+def test_resize_grows_the_l1_table(tmpfs_dir, cluster):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", f"cluster_size={cluster}", image, "64K")
+    size = (64 * MIB if cluster == 512 else 1 << 40) + 512
+    rw(image, ["write 0 65536 7", f"resize {size}", f"write {size - 512} 512 8", "flush",
+               f"resize {size + MIB}", f"write {size} 1024 9"])
+    expect_clean(image)
+    info = json.loads(qemu_img("info", "--output=json", image).stdout)
+    assert info["virtual-size"] == size + MIB
+    qemu_io(image, "read -P 7 0 64k", f"read -P 8 {size - 512} 512", f"read -P 9 {size} 1024",
+            f"read -P 0 65536 {size - 512 - 65536 if cluster == 512 else MIB}")
+    result = rw(image, ["resize 65536"], code=None)
+    assert result.code == 1 and "Invalid argument" in result.stderr
+
+
+def test_discard_gives_space_back(disk_dir):
+    image = disk_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", image, "64M")
+    rw(image, ["write 0 33554432 1"])
+    full = image.stat().st_blocks
+    rw(image, ["discard 0 33554432"])
+    assert image.stat().st_blocks < full / 20
+    expect_clean(image)
+    # The space is used again before the file grows.
+    size = image.stat().st_size
+    rw(image, ["write 0 16777216 2"])
+    assert image.stat().st_size <= size
+    expect_clean(image)
+
+
+@pytest.mark.parametrize("cluster", [512, 65536])
+def test_killed_writer_leaves_leaks_only(tmpfs_dir, cluster):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", f"cluster_size={cluster}", image, "2M")
+    disk = Disk(bytes(2 * MIB), cluster, cluster)
+    for _ in range(4):
+        rw(image, disk.requests(30) + ["flush", "write 0 4096 5", "write 1048576 4096 6", "die"])
+        expect_clean(image, leaks=True)
+        got = content_by_qemu(image, tmpfs_dir)
+        for start in (0, MIB):  # not flushed: old or new
+            assert got[start:start + 4096] in (bytes(disk.content[start:start + 4096]),
+                                               bytes([5 if start == 0 else 6]) * 4096)
+            disk.content[start:start + 4096] = got[start:start + 4096]
+        assert got == disk.content
+
+
+def test_refused_by_name(tmpfs_dir):
+    image = tmpfs_dir / "a.qcow2"
+    for option, word in [("extended_l2=on", "xtended L2"), (f"data_file={tmpfs_dir}/data", "data file")]:
+        qemu_img("create", "-f", "qcow2", "-o", option, image, "1M")
+        result = rw(image, ["flush"], code=None)
+        assert result.code == 1 and word in result.stderr, result
+    qemu_img("create", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o",
+             "encrypt.format=luks,encrypt.key-secret=s", image, "1M")
+    result = rw(image, ["flush"], code=None)
+    assert result.code == 1 and "LUKS" in result.stderr, result
+
+
+def test_bitmaps_are_not_trusted_after_a_write(tmpfs_dir):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", image, "1M")
+    qemu_img("bitmap", "--add", image, "b")
+    copy = tmpfs_dir / "copy.qcow2"
+    shutil.copy(image, copy)
+    rw(copy, ["map"], readonly=True)
+    assert copy.read_bytes() == image.read_bytes()
+    rw(image, ["write 0 65536 1"])
+    expect_clean(image, leaks=True)
+    info = json.loads(qemu_img("info", "--output=json", image).stdout)
+    assert "bitmaps" not in info["format-specific"]["data"]
+
+
+def test_dirty_image_is_rebuilt(tmpfs_dir):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", "lazy_refcounts=on", image, "8M")
+    run(paths.engine_program("qemu-io"), "-f", "qcow2", "-c", "write -P 1 0 1M", "-c", "write -z 2M 64k",
+        "-c", "flush", "-c", "abort", image, code=None)
+    info = json.loads(qemu_img("info", "--output=json", "-U", image).stdout)
+    assert info["dirty-flag"]
+    want = bytearray(8 * MIB)
+    want[:MIB] = b"\1" * MIB
+    assert content_by_us(image, tmpfs_dir) == want
+    rw(image, ["write 1048576 4096 2"])
+    want[MIB:MIB + 4096] = b"\2" * 4096
+    assert not json.loads(qemu_img("info", "--output=json", image).stdout)["dirty-flag"]
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == want

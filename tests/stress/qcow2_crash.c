@@ -1,0 +1,763 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Power loss at any moment: random overlapping requests on a qcow2 image in memory, whose file
+ * remembers all that was done to it. For many moments, states are made up that power loss could
+ * have left. Each must pass the check (leaks are fine) and hold every byte that was flushed; what
+ * was not flushed is old or new.
+ *
+ *   qcow2_crash [--seed N] [--runs N] [--states N] [--cluster-bits N] [--refcount-bits N]
+ *               [--version 2|3] [--backing] [--cache BYTES] [--faults PER-MILLE] [--device]
+ *               [--snapshots] [--qemu-img PROGRAM]
+ *
+ * --snapshots: meanwhile snapshots are made, deleted and restored; each must be there as a whole or
+ * not at all.
+ */
+#include <errno.h>
+#include <glib.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/maths.h"
+#include "format/qcow2/qcow2.h"
+#include "format/qcow2/snapshot.h"
+#include "format/qcow2/walk.h"
+#include "format/raw/raw.h"
+#include "io/coroutine.h"
+#include "io/thread.h"
+#include "mem_node.h"
+#include "model.h"
+#include "trace_node.h"
+
+#define COROUTINES 6
+#define OPS        40 /* of each */
+#define LEN_MAX    (128u * 1024u)
+#define NEVER      UINT64_MAX
+#define GROWTH_MAX 4 /* times the first size */
+
+static struct {
+    int seed, runs, states, cluster_bits, refcount_bits, version, cache, faults;
+    gint64 size;
+    gboolean backing, device, snapshots;
+    char *qemu_img;
+} opt = {.seed = 1,
+         .runs = 4,
+         .states = 60,
+         .cluster_bits = 12,
+         .refcount_bits = 16,
+         .version = 3,
+         .size = 1 << 20};
+
+/* A request that changes sectors. */
+struct op {
+    uint32_t id; /* 0: zeros */
+    bool discard;
+    const struct snap *restored; /* not NULL: the sector becomes what this snapshot has */
+    uint64_t begin, end;         /* moments of the trace; end NEVER: failed or still going on */
+};
+
+/* The disk grew. */
+struct resize {
+    uint64_t size, begin, end;
+};
+
+/* A snapshot; moments as above. */
+struct snap {
+    char name[16];
+    uint64_t made_begin, made_end, gone_begin, gone_end;
+    uint64_t size; /* of the disk when it began, at least */
+};
+
+static GPtrArray *snaps; /* of struct snap * */
+static struct trace trace;
+static struct mem_file backing_bytes;
+static struct qv_node *node;
+static GArray **history; /* of struct op *, by sector */
+static GPtrArray *ops;
+static GArray *flushes; /* of struct op */
+static GArray *resizes; /* of struct resize */
+static bool resizing;
+static uint32_t next_id;
+static int active;
+static struct qv_co *waiting;
+static unsigned states_seen, leaky;
+static GRand *top;
+
+static void die(const char *what, const GError *error)
+{
+    fprintf(stderr, "%s%s%s (seed %d)\n", what, error != NULL ? ": " : "",
+            error != NULL ? error->message : "", opt.seed);
+    abort();
+}
+
+static struct qv_node *co_backing(void)
+{
+    struct qv_node *raw = NULL;
+    GError *error = NULL;
+
+    if (opt.backing &&
+        !qv_raw_co_open(mem_node_new(&backing_bytes, true), "backing", true, &raw, &error)) {
+        die("backing", error);
+    }
+    return raw;
+}
+
+static struct qv_node *co_open(struct qv_node *file, bool readonly)
+{
+    struct qcow2_open_opts opts = {.name = "image",
+                                   .readonly = readonly,
+                                   .cache_size = (uint64_t)opt.cache,
+                                   .backing = co_backing()};
+    struct qv_node *out;
+    GError *error = NULL;
+
+    if (!qcow2_co_open(file, &opts, &out, &error)) {
+        die("open", error);
+    }
+    return out;
+}
+
+/* ---- requests ---- */
+
+static void pick(GRand *rand, uint64_t *offset, uint64_t *len)
+{
+    uint64_t size = atomic_load(&node->size) / MODEL_SECTOR;
+    uint64_t cluster = (UINT64_C(1) << opt.cluster_bits) / MODEL_SECTOR;
+    uint64_t span = g_rand_boolean(rand) ? MIN(size, 6 * cluster) : size;
+
+    *offset = (uint64_t)g_rand_int_range(rand, 0, (gint32)span);
+    *len = 1 + (uint64_t)g_rand_int_range(rand, 0, (gint32)(2 * cluster + 1));
+    if (g_rand_int_range(rand, 0, 3) == 0) {
+        *offset -= *offset % cluster;
+        *len = qv_align_up(*len, cluster);
+    }
+    *len = MIN(*len, MIN(size - *offset, LEN_MAX / MODEL_SECTOR));
+    *offset *= MODEL_SECTOR;
+    *len *= MODEL_SECTOR;
+}
+
+static void co_grow(GRand *rand)
+{
+    uint64_t size = atomic_load(&node->size);
+    struct resize r = {.begin = ++trace.now, .end = NEVER};
+    int ret;
+
+    r.size = size + (uint64_t)g_rand_int_range(rand, 1, 2048) * MODEL_SECTOR;
+    if (resizing || r.size > (uint64_t)opt.size * GROWTH_MAX) {
+        return;
+    }
+    resizing = true;
+    ret = qv_node_co_truncate(node, r.size);
+    resizing = false;
+    if (ret == 0) {
+        r.end = ++trace.now;
+    } else if (opt.faults == 0 && !(ret == -ENOTSUP && opt.version == 2 && opt.snapshots)) {
+        die("resize", NULL);
+    }
+    g_array_append_val(resizes, r);
+}
+
+static void co_do_op(GRand *rand, char *buf)
+{
+    int what = g_rand_int_range(rand, 0, 100);
+    uint32_t unmap = g_rand_boolean(rand) ? QV_IO_MAY_UNMAP : 0;
+    uint64_t offset, len;
+    struct op *op;
+    int ret;
+
+    if (what < 2) {
+        co_grow(rand);
+        return;
+    }
+    if (what < 12) {
+        struct op flush = {.begin = ++trace.now};
+
+        ret = qv_co_flush(node);
+        flush.end = ++trace.now;
+        if (ret == 0) {
+            g_array_append_val(flushes, flush);
+        } else if (opt.faults == 0) {
+            die("flush", NULL);
+        }
+        return;
+    }
+    pick(rand, &offset, &len);
+    if (what < 24) {
+        ret = qv_co_pread(node, offset, buf, len);
+        if (ret != 0 && opt.faults == 0) {
+            die("read", NULL);
+        }
+        for (uint64_t i = 0; ret == 0 && i < len / 8; i++) {
+            uint64_t word = ((const uint64_t *)(const void *)buf)[i];
+
+            if (word != 0 && word >> 32 != (offset + i * 8) / MODEL_SECTOR) {
+                die("a read saw another sector's data", NULL);
+            }
+        }
+        return;
+    }
+    op = g_new0(struct op, 1);
+    op->begin = ++trace.now;
+    op->end = NEVER;
+    op->id = what < 70 ? next_id++ : 0;
+    op->discard = what >= 85;
+    g_ptr_array_add(ops, op);
+    for (uint64_t i = offset / MODEL_SECTOR; i < (offset + len) / MODEL_SECTOR; i++) {
+        g_array_append_val(history[i], op);
+    }
+    if (op->id != 0) {
+        model_fill(buf, offset, len, op->id);
+        ret = qv_co_pwrite(node, offset, buf, len);
+    } else {
+        ret = op->discard ? qv_co_discard(node, offset, len) : qv_co_zero(node, offset, len, unmap);
+    }
+    if (ret == 0) {
+        op->end = ++trace.now;
+    } else if (opt.faults == 0) {
+        die("request", NULL);
+    }
+}
+
+static void co_work(void *arg)
+{
+    GRand *rand = arg;
+    char *buf = qv_node_mem_alloc(LEN_MAX);
+
+    for (int i = 0; i < OPS; i++) {
+        co_do_op(rand, buf);
+    }
+    free(buf);
+    g_rand_free(rand);
+    if (--active == 0) {
+        qv_co_wake(waiting);
+    }
+}
+
+/* ---- snapshots ---- */
+
+static bool exists(const struct snap *s)
+{
+    return s->made_end != NEVER && s->gone_begin == NEVER;
+}
+
+static struct snap *pick_snapshot(GRand *rand)
+{
+    guint first = snaps->len > 0 ? (guint)g_rand_int_range(rand, 0, (gint32)snaps->len) : 0;
+
+    for (guint i = 0; i < snaps->len; i++) {
+        struct snap *s = snaps->pdata[(first + i) % snaps->len];
+
+        if (exists(s)) {
+            return s;
+        }
+    }
+    return NULL;
+}
+
+static void failed(const char *what, GError *error)
+{
+    if (opt.faults == 0) {
+        die(what, error);
+    }
+    g_error_free(error);
+}
+
+static void co_snapshot_create(void)
+{
+    struct snap *s = g_new0(struct snap, 1);
+    struct qcow2_snapshot_opts how = {.name = s->name};
+    GError *error = NULL;
+
+    *s = (struct snap){.made_end = NEVER, .gone_begin = NEVER, .gone_end = NEVER};
+    snprintf(s->name, sizeof(s->name), "s%u", snaps->len);
+    g_ptr_array_add(snaps, s);
+    s->size = atomic_load(&node->size);
+    s->made_begin = ++trace.now;
+    if (qcow2_co_snapshot_create(node, &how, NULL, &error)) {
+        s->made_end = ++trace.now;
+    } else {
+        failed("snapshot create", error);
+    }
+}
+
+static void co_snapshot_delete(GRand *rand)
+{
+    struct snap *s = pick_snapshot(rand);
+    struct qcow2_delete_opts how = {.step = g_rand_boolean(rand) ? 0 : 1};
+    GError *error = NULL;
+
+    if (s == NULL) {
+        return;
+    }
+    s->gone_begin = ++trace.now;
+    if (qcow2_co_snapshot_delete(node, s->name, &how, &error)) {
+        s->gone_end = ++trace.now;
+    } else {
+        failed("snapshot delete", error);
+    }
+}
+
+/* With nothing else going on. */
+static void co_snapshot_restore(GRand *rand)
+{
+    const struct snap *s = pick_snapshot(rand);
+    GError *error = NULL;
+    struct op *op;
+
+    if (s == NULL) {
+        return;
+    }
+    op = g_new0(struct op, 1);
+    *op = (struct op){.restored = s, .begin = ++trace.now, .end = NEVER};
+    g_ptr_array_add(ops, op);
+    for (uint64_t i = 0; i < (uint64_t)opt.size * GROWTH_MAX / MODEL_SECTOR; i++) {
+        g_array_append_val(history[i], op);
+    }
+    if (qcow2_co_snapshot_restore(node, s->name, &error)) {
+        struct op durable = {.begin = op->end = ++trace.now};
+
+        durable.end = ++trace.now;
+        g_array_append_val(flushes, durable);
+    } else {
+        failed("snapshot restore", error);
+    }
+}
+
+static void co_snapshots(void *arg)
+{
+    GRand *rand = arg;
+
+    for (int i = 0; i < 5; i++) {
+        qv_co_sleep_ns(g_rand_int_range(rand, 1, 1000000));
+        if (g_rand_int_range(rand, 0, 5) < 3) {
+            co_snapshot_create();
+        } else {
+            co_snapshot_delete(rand);
+        }
+    }
+    g_rand_free(rand);
+    if (--active == 0) {
+        qv_co_wake(waiting);
+    }
+}
+
+/* ---- judging a state ---- */
+
+/* Whether @id may stand in a sector after power loss at @when. */
+static bool allowed(const GArray *ops_of, uint64_t sector, uint32_t id, uint64_t flushed,
+                    uint64_t when)
+{
+    uint64_t backing_sectors = MIN(backing_bytes.size, (uint64_t)opt.size) / MODEL_SECTOR;
+    bool covered = false; /* something durable lies over what was there at first */
+
+    for (guint i = 0; i < ops_of->len; i++) {
+        const struct op *op = g_array_index(ops_of, struct op *, i);
+        bool durable = op->end <= flushed, over = false;
+
+        if (op->begin >= when) {
+            continue;
+        }
+        /* Durable, and something durable certainly came later: gone. */
+        for (guint k = 0; durable && k < ops_of->len && !over; k++) {
+            const struct op *later = g_array_index(ops_of, struct op *, k);
+
+            over = later->end <= flushed && later->begin > op->end && !later->discard;
+        }
+        covered |= durable && !op->discard;
+        if (!over && op->restored == NULL && op->id == id) {
+            return true;
+        }
+        if (!over && op->restored != NULL &&
+            ((id == 0 && sector * MODEL_SECTOR >= op->restored->size) ||
+             allowed(ops_of, sector, id, op->restored->made_begin, op->restored->made_end))) {
+            return true;
+        }
+    }
+    return !covered && id == (sector < backing_sectors ? 1u : 0u);
+}
+
+static void judge_data(const uint8_t *buf, uint64_t pos, uint64_t len, uint64_t flushed,
+                       uint64_t when)
+{
+    for (uint64_t i = 0; i < len / MODEL_SECTOR; i++) {
+        const uint64_t *words = (const uint64_t *)(const void *)(buf + i * MODEL_SECTOR);
+        uint64_t sector = pos / MODEL_SECTOR + i;
+        uint32_t id = (uint32_t)words[0];
+
+        for (size_t w = 1; w < MODEL_SECTOR / sizeof(uint64_t); w++) {
+            if (words[w] != words[0]) {
+                die("torn sector", NULL);
+            }
+        }
+        if ((words[0] != 0 && words[0] >> 32 != sector) ||
+            !allowed(history[sector], sector, id, flushed, when)) {
+            fprintf(stderr,
+                    "sector %" PRIu64 " holds %" PRIx64 "; flushed until %" PRIu64
+                    ", power lost at %" PRIu64 "\n",
+                    sector, words[0], flushed, when);
+            for (guint k = 0; k < history[sector]->len; k++) {
+                const struct op *op = g_array_index(history[sector], struct op *, k);
+
+                fprintf(stderr, "  %s%" PRIu32 ": %" PRIu64 " to %" PRId64 "\n",
+                        op->discard ? "discard " : "", op->id, op->begin, (int64_t)op->end);
+            }
+            die("wrong data after power loss", NULL);
+        }
+    }
+}
+
+static void qemu_judge(const struct mem_file *file)
+{
+    static const char path[] = "qcow2_crash.img";
+    const char *argv[] = {opt.qemu_img, "check", "-q", "-f", "qcow2", path, NULL};
+    GError *error = NULL;
+    int status = 0;
+
+    if (opt.qemu_img == NULL) {
+        return;
+    }
+    if (!g_file_set_contents(path, (const char *)file->data, (gssize)file->size, &error) ||
+        !g_spawn_sync(NULL, (char **)(uintptr_t)argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL,
+                      NULL, &status, &error)) {
+        die("qemu-img", error);
+    }
+    if (!WIFEXITED(status) || (WEXITSTATUS(status) != 0 && WEXITSTATUS(status) != 3)) {
+        die("qemu-img check finds corruption", NULL); /* the file stays for a look */
+    }
+    unlink(path);
+}
+
+static void co_judge_snapshot(struct mem_file *file, const struct snap *s)
+{
+    struct qcow2_open_opts opts = {
+        .name = s->name, .readonly = true, .snapshot = s->name, .backing = co_backing()};
+    uint8_t *buf = qv_node_mem_alloc(LEN_MAX);
+    struct qv_node *state;
+    GError *error = NULL;
+
+    if (!qcow2_co_open(mem_node_new(file, true), &opts, &state, &error)) {
+        die("open of a snapshot", error);
+    }
+    if (atomic_load(&state->size) < s->size) {
+        die("size of a snapshot", NULL);
+    }
+    for (uint64_t pos = 0; pos < s->size; pos += LEN_MAX) {
+        uint64_t len = MIN(LEN_MAX, s->size - pos);
+
+        if (qv_co_pread(state, pos, buf, len) != 0) {
+            die("read of a snapshot", NULL);
+        }
+        judge_data(buf, pos, len, s->made_begin, s->made_end);
+    }
+    free(buf);
+    qv_node_co_close_tree(state);
+}
+
+static void co_judge_snapshots(struct mem_file *file, struct qv_node *state, uint64_t when)
+{
+    GPtrArray *list;
+    GError *error = NULL;
+
+    if (!qcow2_co_snapshot_list(state, &list, &error)) {
+        die("list of snapshots", error);
+    }
+    for (guint i = 0; i < snaps->len; i++) {
+        const struct snap *s = snaps->pdata[i];
+        bool there = qcow2_snapshot_find(list, s->name) != NULL;
+
+        if (there ? s->made_begin > when || s->gone_end < when
+                  : s->made_end < when && s->gone_begin > when) {
+            fprintf(stderr,
+                    "%s: made %" PRIu64 " to %" PRId64 ", deleted %" PRId64 " to %" PRId64
+                    "; power lost at %" PRIu64 "\n",
+                    s->name, s->made_begin, (int64_t)s->made_end, (int64_t)s->gone_begin,
+                    (int64_t)s->gone_end, when);
+            die(there ? "a snapshot that should not be" : "a snapshot is missing", NULL);
+        }
+        if (there) {
+            co_judge_snapshot(file, s);
+        }
+    }
+    g_ptr_array_unref(list);
+}
+
+static bool restored_between(uint64_t from, uint64_t to)
+{
+    for (guint i = 0; i < ops->len; i++) {
+        const struct op *op = ops->pdata[i];
+
+        if (op->restored != NULL && op->begin > from && op->begin < to) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The image goes on being used: what power loss left behind must not come in the way. */
+static void co_use(struct qv_node *state, uint64_t size)
+{
+    char buf[3 * MODEL_SECTOR];
+
+    memset(buf, 1, sizeof(buf));
+    for (int i = 0; i < 12; i++) {
+        uint64_t offset =
+            (uint64_t)g_rand_int_range(top, 0, (gint32)(size / MODEL_SECTOR - 3)) * MODEL_SECTOR;
+
+        if ((i % 4 == 3 ? qv_co_discard(state, offset / 2, size / 8)
+                        : qv_co_pwrite(state, offset, buf, sizeof(buf))) != 0) {
+            die("request after power loss", NULL);
+        }
+        if (i == 6 && qv_co_flush(state) != 0) {
+            die("flush after power loss", NULL);
+        }
+    }
+}
+
+static void co_expect_sound(struct mem_file *file, const char *what)
+{
+    struct qv_node *probe = mem_node_new(file, true);
+    struct qcow2_check found;
+    GError *error = NULL;
+
+    if (!qcow2_co_check_file(probe, &found, NULL, NULL, &error)) {
+        die("check", error);
+    }
+    for (guint i = 0; found.corruptions > 0 && i < found.details->len && i < 20; i++) {
+        fprintf(stderr, "%s\n", (const char *)g_ptr_array_index(found.details, i));
+    }
+    if (found.corruptions > 0) {
+        die(what, NULL);
+    }
+    qcow2_check_clear(&found);
+    qv_node_co_close_tree(probe);
+}
+
+static void co_judge(struct mem_file *file, uint64_t flushed, uint64_t when, bool writable)
+{
+    struct qcow2_check found;
+    struct qv_node *state, *probe = mem_node_new(file, true);
+    uint8_t *buf = qv_node_mem_alloc(LEN_MAX);
+    GError *error = NULL;
+    uint64_t size;
+
+    if (!qcow2_co_check_file(probe, &found, NULL, NULL, &error)) {
+        die("check", error);
+    }
+    qv_node_co_close_tree(probe);
+    if (found.corruptions > 0) {
+        for (guint i = 0; i < found.details->len && i < 20; i++) {
+            fprintf(stderr, "%s\n", (const char *)g_ptr_array_index(found.details, i));
+        }
+        fprintf(stderr, "power lost at %" PRIu64 " of %" PRIu64 "\n", when, trace.now);
+        die("corruption after power loss", NULL);
+    }
+    leaky += found.leaks > 0 ? 1 : 0;
+    qcow2_check_clear(&found);
+    qemu_judge(file);
+    state = co_open(mem_node_new(file, !writable), !writable);
+    size = atomic_load(&state->size);
+    for (guint i = 0; i < resizes->len; i++) {
+        const struct resize *r = &g_array_index(resizes, struct resize, i);
+
+        if (r->end <= when && r->size > size && !restored_between(r->begin, when)) {
+            die("the disk shrank", NULL);
+        }
+    }
+    for (uint64_t pos = 0; pos < size; pos += LEN_MAX) {
+        uint64_t len = MIN(LEN_MAX, size - pos);
+
+        if (qv_co_pread(state, pos, buf, len) != 0) {
+            die("read after power loss", NULL);
+        }
+        judge_data(buf, pos, len, flushed, when);
+    }
+    free(buf);
+    if (writable) {
+        co_use(state, size);
+    }
+    co_judge_snapshots(file, state, when);
+    if (qv_node_co_close_tree(state) != 0) {
+        die("close after power loss", NULL);
+    }
+    if (writable) {
+        co_expect_sound(file, "corruption in use after power loss");
+    }
+    states_seen++;
+}
+
+static void co_explore(const uint8_t *base, uint64_t base_size, uint64_t from)
+{
+    static const unsigned keep[] = {0, 100, 500, 500, 900, 1000};
+
+    for (int i = 0; i < opt.states; i++) {
+        uint64_t when = from + (uint64_t)g_rand_int_range(top, 0, (gint32)(trace.now - from + 1));
+        struct mem_file file = {0};
+        uint64_t flushed = 0;
+
+        for (guint k = 0; k < flushes->len; k++) {
+            const struct op *f = &g_array_index(flushes, struct op, k);
+
+            flushed = f->end <= when ? MAX(flushed, f->begin) : flushed;
+        }
+        uint8_t *bytes = trace_crash(&trace, base, base_size, when,
+                                     keep[g_rand_int_range(top, 0, (gint32)G_N_ELEMENTS(keep))],
+                                     top, &file.size);
+        mem_file_set(&file, bytes, file.size);
+        g_free(bytes);
+        co_judge(&file, flushed, when, g_rand_boolean(top));
+        mem_file_clear(&file);
+    }
+}
+
+/* ---- one run ---- */
+
+static void co_create(void)
+{
+    struct qcow2_create_opts opts = {
+        .size = (uint64_t)opt.size,
+        .version = (uint32_t)opt.version,
+        .cluster_size = UINT64_C(1) << opt.cluster_bits,
+        .refcount_bits = opt.version == 2 ? 0 : (uint32_t)opt.refcount_bits,
+        .backing_file = opt.backing ? "backing" : NULL,
+        .backing_format = opt.backing ? "raw" : NULL,
+    };
+    struct qv_node *file = trace_node_new(&trace);
+    GError *error = NULL;
+
+    if (!qcow2_co_create(file, &opts, &error)) {
+        die("create", error);
+    }
+    qv_node_co_close_tree(file);
+}
+
+static void co_close_image(bool first)
+{
+    int ret = qv_node_co_close_tree(node);
+
+    (void)first;
+    if (ret != 0 && opt.faults == 0) {
+        die("close", NULL);
+    }
+}
+
+static void co_requests(void)
+{
+    waiting = qv_co_self();
+    active = COROUTINES + (opt.snapshots ? 1 : 0);
+    for (int i = 0; i < COROUTINES; i++) {
+        qv_co_spawn(co_work, g_rand_new_with_seed(g_rand_int(top)));
+    }
+    if (opt.snapshots) {
+        qv_co_spawn(co_snapshots, g_rand_new_with_seed(g_rand_int(top)));
+    }
+    qv_co_yield();
+}
+
+static void co_run(void *arg)
+{
+    uint64_t sectors = (uint64_t)opt.size * GROWTH_MAX / MODEL_SECTOR;
+    uint64_t base_size, from;
+    uint8_t *base;
+
+    (void)arg;
+    trace_init(&trace, (uint64_t)opt.size * 3 * GROWTH_MAX + (16 << 20), g_rand_int(top));
+    if (opt.device) {
+        trace_make_device(&trace, (uint64_t)opt.size * 2 * GROWTH_MAX + (1 << 20));
+    }
+    history = g_new(GArray *, sectors);
+    for (uint64_t i = 0; i < sectors; i++) {
+        history[i] = g_array_new(FALSE, FALSE, sizeof(struct op *));
+    }
+    ops = g_ptr_array_new_with_free_func(g_free);
+    snaps = g_ptr_array_new_with_free_func(g_free);
+    flushes = g_array_new(FALSE, FALSE, sizeof(struct op));
+    resizes = g_array_new(FALSE, FALSE, sizeof(struct resize));
+    next_id = 2;
+    co_create();
+    trace_restart(&trace);
+    base_size = trace.size;
+    base = g_memdup2(trace.mem, base_size);
+    from = trace.now;
+    /* Twice: the second time the file has a past. */
+    for (int session = 0; session < 2; session++) {
+        trace.fail_per_mille = 0;
+        node = co_open(trace_node_new(&trace), false);
+        trace.fail_per_mille = (unsigned)opt.faults;
+        co_requests();
+        if (opt.snapshots) {
+            co_snapshot_restore(top);
+            co_requests();
+        }
+        trace.fail_per_mille = session == 0 ? 0 : trace.fail_per_mille;
+        co_close_image(session == 0);
+    }
+    co_explore(base, base_size, from);
+    g_free(base);
+    for (uint64_t i = 0; i < sectors; i++) {
+        g_array_free(history[i], TRUE);
+    }
+    g_free(history);
+    g_ptr_array_free(ops, TRUE);
+    g_ptr_array_free(snaps, TRUE);
+    g_array_free(flushes, TRUE);
+    g_array_free(resizes, TRUE);
+    trace_clear(&trace);
+}
+
+static void make_backing(void)
+{
+    /* Longer than the disk at first, shorter than it may get. */
+    uint64_t len = (uint64_t)opt.size * 3 / 2 / MODEL_SECTOR * MODEL_SECTOR;
+    g_autofree char *buf = g_malloc(len);
+
+    model_fill(buf, 0, len, 1);
+    mem_file_set(&backing_bytes, buf, len);
+}
+
+int main(int argc, char **argv)
+{
+    const GOptionEntry entries[] = {
+        {"seed", 0, 0, G_OPTION_ARG_INT, &opt.seed, NULL, NULL},
+        {"runs", 0, 0, G_OPTION_ARG_INT, &opt.runs, NULL, NULL},
+        {"states", 0, 0, G_OPTION_ARG_INT, &opt.states, NULL, NULL},
+        {"cluster-bits", 0, 0, G_OPTION_ARG_INT, &opt.cluster_bits, NULL, NULL},
+        {"refcount-bits", 0, 0, G_OPTION_ARG_INT, &opt.refcount_bits, NULL, NULL},
+        {"version", 0, 0, G_OPTION_ARG_INT, &opt.version, NULL, NULL},
+        {"cache", 0, 0, G_OPTION_ARG_INT, &opt.cache, NULL, NULL},
+        {"faults", 0, 0, G_OPTION_ARG_INT, &opt.faults, NULL, NULL},
+        {"size", 0, 0, G_OPTION_ARG_INT64, &opt.size, NULL, NULL},
+        {"device", 0, 0, G_OPTION_ARG_NONE, &opt.device, NULL, NULL},
+        {"backing", 0, 0, G_OPTION_ARG_NONE, &opt.backing, NULL, NULL},
+        {"snapshots", 0, 0, G_OPTION_ARG_NONE, &opt.snapshots, NULL, NULL},
+        {"qemu-img", 0, 0, G_OPTION_ARG_FILENAME, &opt.qemu_img, NULL, NULL},
+        {0},
+    };
+    g_autoptr(GOptionContext) context = g_option_context_new(NULL);
+    struct qv_thread *thread;
+    GError *error = NULL;
+
+    g_option_context_add_main_entries(context, entries, NULL);
+    if (!g_option_context_parse(context, &argc, &argv, &error)) {
+        die("arguments", error);
+    }
+    thread = qv_thread_new("crash", &error);
+    if (thread == NULL) {
+        die("thread", error);
+    }
+    top = g_rand_new_with_seed((guint32)opt.seed);
+    if (opt.backing) {
+        make_backing();
+    }
+    for (int i = 0; i < opt.runs; i++) {
+        qv_thread_run_co(thread, co_run, NULL);
+    }
+    printf("%u states, %u with leaks\n", states_seen, leaky);
+    g_rand_free(top);
+    mem_file_clear(&backing_bytes);
+    qv_thread_free(thread);
+    return 0;
+}

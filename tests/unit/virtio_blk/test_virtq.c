@@ -1,0 +1,754 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "device/virtio_blk/virtq.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "driver.h"
+
+#define BASE UINT64_C(0x40000000)
+
+/* A VM, a ring of 8 and both its ends. */
+struct fixture {
+    struct qv_fake_vm vm;
+    struct driver d;
+    struct qv_virtq vq;
+    struct qv_guest_view *view;
+    void *area;
+    struct iovec iov[64];
+};
+
+struct kind {
+    bool packed, event_idx;
+};
+
+static struct kind kinds[] = {{false, false}, {false, true}, {true, false}, {true, true}};
+
+static void open_fixture(struct fixture *f, const struct kind *kind, uint32_t num)
+{
+    struct qv_virtq_layout l;
+
+    qv_fake_vm_init(&f->vm, BASE, 2, 1 << 20);
+    driver_init(&f->d, &f->vm, num, kind->packed, kind->event_idx);
+    f->area = g_malloc0(qv_virtq_inflight_size(num));
+    f->view = qv_guest_view_new(f->vm.map);
+    l = driver_layout(&f->d, f->area);
+    assert_true(qv_virtq_start(&f->vq, &l, f->vm.map, NULL, NULL));
+}
+
+static void close_fixture(struct fixture *f)
+{
+    qv_virtq_stop(&f->vq);
+    qv_guest_view_retire(f->view);
+    qv_fake_vm_destroy(&f->vm);
+    g_free(f->area);
+}
+
+static int pop(struct fixture *f, struct qv_virtq_chain *chain)
+{
+    memset(chain, 0, sizeof(*chain));
+    chain->iov = f->iov;
+    chain->iov_max = G_N_ELEMENTS(f->iov);
+    chain->final = true;
+    return qv_virtq_pop(&f->vq, f->view, chain);
+}
+
+static int add(struct fixture *f, unsigned out, unsigned in, bool indirect)
+{
+    struct driver_buf bufs[32];
+
+    for (unsigned i = 0; i < out + in; i++) {
+        bufs[i] = (struct driver_buf){BASE + 0x80000 + i * 64, 64, i >= out};
+    }
+    return driver_add(&f->d, bufs, out + in, indirect);
+}
+
+/* Requests of all shapes, completed out of order, many times around the ring. */
+static void test_requests_go_round(void **state)
+{
+    const struct kind *kind = *state;
+    struct qv_virtq_chain chains[8];
+    struct fixture f;
+    unsigned taken = 0, added = 0, done = 0;
+    uint32_t len;
+    int token;
+
+    open_fixture(&f, kind, 8);
+    srand(1);
+    for (unsigned round = 0; round < 3000; round++) {
+        f.d.vm->next = BASE + 0x1000; /* indirect tables: reuse */
+        while (rand() % 4 != 0) {
+            unsigned out = 1 + (unsigned)rand() % 3, in = (unsigned)rand() % 3;
+
+            if (taken == 8 || add(&f, out, in, rand() % 2) < 0) {
+                break;
+            }
+            added++;
+            assert_int_equal(pop(&f, &chains[taken]), 1);
+            assert_int_equal(chains[taken].fault, 0);
+            assert_int_equal(chains[taken].out_cnt, out);
+            assert_int_equal(chains[taken].in_cnt, in);
+            assert_int_equal(chains[taken].out_len, out * 64);
+            assert_int_equal(chains[taken].in_len, in * 64);
+            taken++;
+        }
+        while (taken > 0 && rand() % 3 != 0) {
+            unsigned which = (unsigned)rand() % taken;
+
+            qv_virtq_push(&f.vq, &chains[which], chains[which].id + 1000u);
+            chains[which] = chains[--taken];
+        }
+        qv_virtq_publish(&f.vq);
+        while (driver_get(&f.d, &token, &len)) {
+            assert_int_equal(len, token + 1000);
+            done++;
+        }
+        assert_int_equal(added, taken + done);
+    }
+    assert_true(done > 1000);
+    assert_int_equal(pop(&f, &chains[0]), 0);
+    close_fixture(&f);
+}
+
+static void test_ring_can_be_full(void **state)
+{
+    const struct kind *kind = *state;
+    struct qv_virtq_chain chains[8], more;
+    struct fixture f;
+    uint32_t len;
+    int token;
+
+    open_fixture(&f, kind, 8);
+    for (int round = 0; round < 5; round++) {
+        for (int i = 0; i < 8; i++) {
+            assert_true(add(&f, 1, 0, false) >= 0);
+        }
+        assert_int_equal(add(&f, 1, 0, false), -1);
+        for (int i = 0; i < 8; i++) {
+            assert_int_equal(pop(&f, &chains[i]), 1);
+        }
+        assert_int_equal(pop(&f, &more), 0);
+        for (int i = 7; i >= 0; i--) {
+            qv_virtq_push(&f.vq, &chains[i], 0);
+        }
+        qv_virtq_publish(&f.vq);
+        for (int i = 0; i < 8; i++) {
+            assert_true(driver_get(&f.d, &token, &len));
+        }
+    }
+    close_fixture(&f);
+}
+
+static void test_kicks_are_suppressed_while_looking(void **state)
+{
+    const struct kind *kind = *state;
+    struct qv_virtq_chain c;
+    struct fixture f;
+
+    open_fixture(&f, kind, 8);
+    assert_false(qv_virtq_kicks_on(&f.vq));
+    add(&f, 1, 1, false);
+    assert_true(driver_kick_needed(&f.d));
+    qv_virtq_kicks_off(&f.vq);
+    add(&f, 1, 1, false);
+    assert_false(driver_kick_needed(&f.d));
+    assert_true(qv_virtq_kicks_on(&f.vq)); /* two wait: no kick may come for them */
+    qv_virtq_kicks_off(&f.vq);
+    assert_int_equal(pop(&f, &c), 1);
+    assert_int_equal(pop(&f, &c), 1);
+    assert_false(qv_virtq_kicks_on(&f.vq));
+    add(&f, 1, 1, false);
+    assert_true(driver_kick_needed(&f.d));
+    close_fixture(&f);
+}
+
+static void test_interrupts_come_when_wanted(void **state)
+{
+    const struct kind *kind = *state;
+    struct qv_virtq_chain c;
+    struct fixture f;
+    uint32_t len;
+    int token;
+
+    open_fixture(&f, kind, 8);
+    for (int i = 0; i < 50; i++) { /* several times around */
+        driver_want_irq(&f.d, true);
+        assert_false(qv_virtq_should_signal(&f.vq));
+        add(&f, 1, 1, false);
+        assert_int_equal(pop(&f, &c), 1);
+        qv_virtq_push(&f.vq, &c, 1);
+        qv_virtq_publish(&f.vq);
+        assert_true(qv_virtq_should_signal(&f.vq));
+        assert_false(qv_virtq_should_signal(&f.vq));
+        assert_true(driver_get(&f.d, &token, &len));
+        driver_want_irq(&f.d, false);
+        add(&f, 1, 1, false);
+        assert_int_equal(pop(&f, &c), 1);
+        qv_virtq_push(&f.vq, &c, 1);
+        qv_virtq_publish(&f.vq);
+        assert_false(qv_virtq_should_signal(&f.vq));
+        assert_true(driver_get(&f.d, &token, &len));
+    }
+    close_fixture(&f);
+}
+
+static void test_any_queue_size(void **state)
+{
+    const struct kind *kind = *state;
+    const uint32_t sizes[] = {1, 2, 3, 7, 256, 1000};
+    struct qv_virtq_chain c;
+    uint32_t len;
+    int token;
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        struct fixture f;
+
+        assert_int_equal(qv_virtq_size_ok(sizes[i], kind->packed),
+                         kind->packed || (sizes[i] & (sizes[i] - 1)) == 0);
+        if (!qv_virtq_size_ok(sizes[i], kind->packed)) {
+            continue;
+        }
+        open_fixture(&f, kind, sizes[i]);
+        for (unsigned n = 0; n < 3 * sizes[i] + 1; n++) {
+            assert_true(add(&f, 1, 0, false) >= 0);
+            assert_int_equal(pop(&f, &c), 1);
+            qv_virtq_push(&f.vq, &c, n);
+            qv_virtq_publish(&f.vq);
+            assert_true(driver_get(&f.d, &token, &len));
+            assert_int_equal(len, n);
+        }
+        close_fixture(&f);
+    }
+    assert_true(qv_virtq_size_ok(32768, kind->packed));
+    assert_false(qv_virtq_size_ok(32769, true));
+    assert_false(qv_virtq_size_ok(65536, false));
+    assert_false(qv_virtq_size_ok(0, kind->packed));
+}
+
+static void test_small_iov_takes_nothing(void **state)
+{
+    struct qv_virtq_chain c = {0};
+    struct fixture f;
+
+    open_fixture(&f, *state, 8);
+    add(&f, 3, 2, false);
+    c.iov = f.iov;
+    c.iov_max = 4;
+    assert_int_equal(qv_virtq_pop(&f.vq, f.view, &c), -E2BIG);
+    c.final = true;
+    assert_int_equal(qv_virtq_pop(&f.vq, f.view, &c), 1);
+    assert_int_equal(c.fault, -E2BIG);
+    assert_int_equal(c.in_len, 128);
+    assert_int_equal(c.last_in, BASE + 0x80000 + 4 * 64 + 63);
+    close_fixture(&f);
+}
+
+static void test_bad_addresses_fail_the_request_only(void **state)
+{
+    const uint64_t bad[] = {0, BASE - 1, BASE + (2 << 20) - 1, UINT64_MAX, UINT64_MAX - 62};
+    struct qv_virtq_chain c;
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(bad); i++) {
+        struct driver_buf bufs[] = {
+            {BASE + 0x80000, 16, false}, {bad[i], 64, true}, {BASE + 0x80100, 1, true}};
+        struct fixture f;
+
+        open_fixture(&f, *state, 8);
+        assert_true(driver_add(&f.d, bufs, 3, i % 2) >= 0);
+        assert_int_equal(pop(&f, &c), 1);
+        assert_int_equal(c.fault, -EFAULT);
+        assert_int_equal(c.last_in, BASE + 0x80100);
+        add(&f, 1, 1, false);
+        assert_int_equal(pop(&f, &c), 1);
+        assert_int_equal(c.fault, 0);
+        close_fixture(&f);
+    }
+}
+
+static void test_buffer_across_regions_is_split(void **state)
+{
+    struct driver_buf buf = {BASE + (1 << 20) - 10, 30, true};
+    struct qv_virtq_chain c;
+    struct fixture f;
+
+    open_fixture(&f, *state, 8);
+    driver_add(&f.d, &buf, 1, false);
+    assert_int_equal(pop(&f, &c), 1);
+    assert_int_equal(c.in_cnt, 2);
+    assert_int_equal(f.iov[0].iov_len, 10);
+    assert_int_equal(f.iov[1].iov_len, 20);
+    close_fixture(&f);
+}
+
+static void test_readable_after_writable_breaks_the_ring(void **state)
+{
+    struct driver_buf bufs[] = {{BASE + 0x80000, 16, true}, {BASE + 0x80000, 16, false}};
+
+    for (int indirect = 0; indirect < 2; indirect++) {
+        struct qv_virtq_chain c;
+        struct fixture f;
+
+        open_fixture(&f, *state, 8);
+        driver_add(&f.d, bufs, 2, indirect);
+        assert_int_equal(pop(&f, &c), -EPROTO);
+        assert_non_null(f.vq.why);
+        close_fixture(&f);
+    }
+}
+
+static void test_bad_indirect_tables_break_the_ring(void **state)
+{
+    struct driver_buf buf = {BASE + 0x80000, 64, false};
+
+    for (int way = 0; way < 6; way++) {
+        struct qv_virtq_chain c;
+        struct fixture f;
+        uint16_t *flags;
+        unsigned d0;
+
+        open_fixture(&f, *state, 8);
+        assert_true(driver_add(&f.d, &buf, 1, true) >= 0);
+        d0 = f.d.packed ? 0 : *driver_avail_ring(&f.d, 0);
+        /* Flags of the table's only entry. */
+        flags = qv_fake_vm_ptr(&f.vm, *driver_desc_addr(&f.d, d0) + (f.d.packed ? 14 : 12));
+        switch (way) {
+        case 0:
+            *driver_desc_len(&f.d, d0) = 15;
+            break;
+        case 1:
+            *driver_desc_len(&f.d, d0) = 0;
+            break;
+        case 2:
+            *flags |= 4; /* nested */
+            break;
+        case 3:
+            *driver_desc_flags(&f.d, d0) |= 1; /* NEXT beside INDIRECT */
+            break;
+        case 4:
+            *driver_desc_addr(&f.d, d0) = 16; /* no memory */
+            break;
+        case 5:
+            f.vq.l.indirect = false; /* not negotiated */
+            break;
+        }
+        assert_int_equal(pop(&f, &c), -EPROTO);
+        close_fixture(&f);
+    }
+}
+
+static void test_indirect_table_across_regions(void **state)
+{
+    struct driver_buf bufs[] = {{BASE + 0x80000, 64, false}, {BASE + 0x80100, 64, true}};
+    struct qv_virtq_chain c;
+    struct fixture f;
+
+    open_fixture(&f, *state, 8);
+    f.vm.next = BASE + (1 << 20) - 16;
+    driver_add(&f.d, bufs, 2, true);
+    assert_int_equal(pop(&f, &c), 1);
+    assert_int_equal(c.out_len, 64);
+    assert_int_equal(c.in_len, 64);
+    close_fixture(&f);
+}
+
+/* ---- split only ---- */
+
+static void test_split_hostile_chains(void **state)
+{
+    for (int way = 0; way < 6; way++) {
+        struct qv_virtq_chain c;
+        struct fixture f;
+        int head;
+
+        open_fixture(&f, *state, 8);
+        head = add(&f, 2, 1, false);
+        switch (way) {
+        case 0: /* loop */
+            *driver_desc_flags(&f.d, (unsigned)head) |= 1;
+            *driver_desc_next(&f.d, (unsigned)head) = (uint16_t)head;
+            break;
+        case 1:
+            *driver_desc_next(&f.d, (unsigned)head) = 8;
+            break;
+        case 2:
+            *driver_avail_ring(&f.d, 0) = 8;
+            break;
+        case 3:
+            *driver_avail_idx(&f.d) = 9; /* more than the ring holds */
+            break;
+        case 4:
+            *driver_avail_idx(&f.d) = 0xffff; /* backwards */
+            break;
+        case 5: /* the same head twice */
+            *driver_avail_ring(&f.d, 1) = (uint16_t)head;
+            *driver_avail_idx(&f.d) = 2;
+            assert_int_equal(pop(&f, &c), 1);
+            break;
+        }
+        assert_int_equal(pop(&f, &c), -EPROTO);
+        close_fixture(&f);
+    }
+}
+
+static void test_split_indirect_loop(void **state)
+{
+    struct driver_buf bufs[] = {{BASE + 0x80000, 64, false}, {BASE + 0x80100, 64, false}};
+    struct qv_virtq_chain c;
+    struct fixture f;
+    uint16_t *next;
+
+    open_fixture(&f, *state, 8);
+    driver_add(&f.d, bufs, 2, true);
+    next = qv_fake_vm_ptr(&f.vm, *driver_desc_addr(&f.d, *driver_avail_ring(&f.d, 0)) + 14);
+    *next = 0;
+    assert_int_equal(pop(&f, &c), -EPROTO);
+    *next = 2; /* out of the table */
+    assert_int_equal(pop(&f, &c), -EPROTO);
+    close_fixture(&f);
+}
+
+/* ---- packed only ---- */
+
+static void test_packed_chain_longer_than_the_ring(void **state)
+{
+    struct qv_virtq_chain c;
+    struct fixture f;
+
+    open_fixture(&f, *state, 8);
+    for (unsigned i = 0; i < 8; i++) {
+        add(&f, 1, 0, false);
+        *driver_desc_flags(&f.d, i) |= 1;
+    }
+    assert_int_equal(pop(&f, &c), -EPROTO);
+    close_fixture(&f);
+}
+
+static void test_packed_more_in_use_than_the_ring_has(void **state)
+{
+    struct qv_virtq_chain c;
+    struct fixture f;
+
+    open_fixture(&f, *state, 4);
+    for (unsigned i = 0; i < 4; i++) {
+        add(&f, 1, 0, false);
+        assert_int_equal(pop(&f, &c), 1);
+    }
+    *driver_desc_flags(&f.d, 0) = 1 << 15; /* available in the next round, although none was used */
+    assert_int_equal(pop(&f, &c), -EPROTO);
+    close_fixture(&f);
+}
+
+/* ---- requests in flight over a restart ---- */
+
+/* As a process killed now: the ring's private state is lost, nothing is stopped. */
+static void crash_and_restart(struct fixture *f)
+{
+    struct qv_virtq_layout l = driver_layout(&f->d, f->area);
+    struct qv_virtq old = f->vq;
+
+    l.base = f->d.packed ? 0x12345678 : *driver_used_idx(&f->d); /* all a client can know */
+    assert_true(qv_virtq_start(&f->vq, &l, f->vm.map, NULL, NULL));
+    old.batch = NULL; /* free its memory without publishing anything */
+    g_free(old.busy);
+    g_free(old.resubmit);
+    g_free(old.next);
+    g_free(old.free);
+}
+
+static void test_crash_loses_and_repeats_nothing(void **state)
+{
+    struct qv_virtq_chain chains[8];
+    int order[8]; /* tokens in the order they were taken and are not given back */
+    unsigned taken = 0, added = 0, done = 0;
+    struct fixture f;
+    uint32_t len;
+    int token;
+
+    open_fixture(&f, *state, 8);
+    srand(2);
+    for (unsigned round = 0; round < 2000; round++) {
+        uint16_t *batch = f.vq.batch;
+
+        f.d.vm->next = BASE + 0x1000;
+        while (taken < 8 && rand() % 3 != 0) {
+            bool indirect = taken == 0 && rand() % 2;
+
+            token = add(&f, 1 + (unsigned)rand() % 2, (unsigned)rand() % 2, indirect);
+            if (token < 0) {
+                break;
+            }
+            added++;
+            assert_int_equal(pop(&f, &chains[taken]), 1);
+            assert_int_equal(chains[taken].id, token);
+            order[taken++] = token;
+        }
+        while (taken > 0 && rand() % 2 != 0) {
+            unsigned which = (unsigned)rand() % taken;
+
+            qv_virtq_push(&f.vq, &chains[which], 7);
+            taken--;
+            memmove(&chains[which], &chains[which + 1], (taken - which) * sizeof(chains[0]));
+            memmove(&order[which], &order[which + 1], (taken - which) * sizeof(order[0]));
+        }
+        qv_virtq_publish(&f.vq);
+        while (driver_get(&f.d, &token, &len)) {
+            assert_int_equal(len, 7);
+            done++;
+        }
+        assert_int_equal(added, taken + done);
+        crash_and_restart(&f);
+        g_free(batch);
+        for (unsigned i = 0; i < taken; i++) {
+            assert_int_equal(pop(&f, &chains[i]), 1);
+            assert_int_equal(chains[i].id, order[i]);
+        }
+        assert_int_equal(pop(&f, &chains[taken]), 0);
+    }
+    assert_true(done > 500);
+    close_fixture(&f);
+}
+
+/* Killed at any step of a completion: the request is seen once by the driver, never twice. The
+ * steps are found by comparing memory before and after, and replaying the stores up to each point.
+ */
+static void test_split_killed_between_publish_and_clear(void **state)
+{
+    struct qv_virtq_chain c[2];
+    struct fixture f;
+    uint16_t *batch;
+    void *before;
+    uint64_t size;
+    int token, first;
+    uint32_t len;
+
+    open_fixture(&f, *state, 8);
+    first = add(&f, 1, 1, false);
+    add(&f, 1, 1, false);
+    assert_int_equal(pop(&f, &c[0]), 1);
+    assert_int_equal(pop(&f, &c[1]), 1);
+    size = qv_virtq_inflight_size(8);
+    before = g_memdup2(f.area, size);
+    qv_virtq_push(&f.vq, &c[0], 7);
+    qv_virtq_publish(&f.vq);
+    /* Undo what comes after the publishing: inflight stays 1 and used_idx is old. The links of the
+     * batch (next, last_batch_head) come before it. */
+    ((uint8_t *)f.area)[16 + 16 * first] = 1;
+    memcpy((uint8_t *)f.area + 14, (uint8_t *)before + 14, 2);
+    batch = f.vq.batch;
+    crash_and_restart(&f);
+    g_free(batch);
+    assert_int_equal(pop(&f, &c[0]), 1);
+    assert_int_equal(c[0].id, c[1].id); /* only the second one is still to do */
+    assert_int_equal(pop(&f, &c[1]), 0);
+    assert_true(driver_get(&f.d, &token, &len));
+    assert_int_equal(token, first);
+    assert_false(driver_get(&f.d, &token, &len));
+    g_free(before);
+    close_fixture(&f);
+}
+
+static void test_packed_killed_around_publish(void **state)
+{
+    for (int published = 0; published < 2; published++) {
+        struct qv_virtq_chain c[2];
+        struct fixture f;
+        uint16_t id, flags;
+        uint8_t *area;
+        uint64_t pos;
+        int token;
+        uint32_t len;
+
+        open_fixture(&f, *state, 8);
+        add(&f, 1, 1, false);
+        add(&f, 2, 1, false);
+        assert_int_equal(pop(&f, &c[0]), 1);
+        assert_int_equal(pop(&f, &c[1]), 1);
+        id = c[1].id;
+        area = f.area;
+        memcpy(&pos, area + 16, 8);
+        flags = *driver_desc_flags(&f.d, 0);
+        qv_virtq_push(&f.vq, &c[1], 7);
+        /* Back to just after the used position was noted. */
+        area[32 + 32 * c[1].state] = 1;
+        memcpy(area + 18, (uint8_t *)&pos + 2, 2);
+        area[21] = ((uint8_t *)&pos)[5];
+        if (!published) {
+            *driver_desc_flags(&f.d, 0) = flags;
+        }
+        crash_and_restart(&f);
+        assert_int_equal(pop(&f, &c[0]), 1);
+        assert_int_not_equal(c[0].id, id); /* taken first, still to do */
+        assert_int_equal(pop(&f, &c[1]), published ? 0 : 1);
+        qv_virtq_push(&f.vq, &c[0], 7);
+        if (!published) {
+            assert_int_equal(c[1].id, id);
+            qv_virtq_push(&f.vq, &c[1], 7);
+        }
+        for (int i = 0; i < 2; i++) {
+            assert_true(driver_get(&f.d, &token, &len));
+        }
+        assert_false(driver_get(&f.d, &token, &len));
+        close_fixture(&f);
+    }
+}
+
+/* The client may change the area after it was checked: what a request takes up must not follow. */
+static void test_packed_area_changed_after_the_check(void **state)
+{
+    struct qv_virtq_chain c;
+    struct fixture f;
+    uint8_t *area;
+
+    open_fixture(&f, *state, 8);
+    add(&f, 1, 0, false);
+    assert_int_equal(pop(&f, &c), 1);
+    crash_and_restart(&f);
+    area = f.area;
+    for (unsigned i = 0; i < 8; i++) {
+        area[32 + 32 * i + 18] = 1;               /* flags: NEXT */
+        area[32 + 32 * i + 2] = (uint8_t)(i ^ 1); /* next: in circles */
+        area[32 + 32 * i + 6] = 8;                /* num */
+    }
+    assert_int_equal(pop(&f, &c), 1);
+    assert_int_equal(c.slots, 1);
+    qv_virtq_push(&f.vq, &c, 0);
+    assert_int_equal(f.vq.free_count, 8);
+    close_fixture(&f);
+}
+
+static void test_area_of_garbage_is_refused_or_harmless(void **state)
+{
+    struct qv_virtq_chain c;
+    struct fixture f;
+
+    open_fixture(&f, *state, 8);
+    srand(3);
+    for (int round = 0; round < 2000; round++) {
+        struct qv_virtq_layout l = driver_layout(&f.d, f.area);
+        uint8_t *bytes = f.area;
+        struct qv_virtq vq;
+
+        for (uint64_t i = 0; i < qv_virtq_inflight_size(8); i++) {
+            bytes[i] = (uint8_t)(rand() % 3 == 0 ? rand() % 10 : rand() % 2);
+        }
+        bytes[8] = 1; /* version */
+        bytes[9] = 0;
+        bytes[10] = 8; /* desc_num */
+        bytes[11] = 0;
+        if (!qv_virtq_start(&vq, &l, f.vm.map, NULL, NULL)) {
+            continue;
+        }
+        for (int i = 0; i < 20; i++) {
+            memset(&c, 0, sizeof(c));
+            c.iov = f.iov;
+            c.iov_max = G_N_ELEMENTS(f.iov);
+            c.final = true;
+            if (qv_virtq_pop(&vq, f.view, &c) != 1) {
+                break;
+            }
+            qv_virtq_push(&vq, &c, 0);
+            qv_virtq_publish(&vq);
+        }
+        qv_virtq_stop(&vq);
+    }
+    close_fixture(&f);
+}
+
+static void test_layout_is_checked(void **state)
+{
+    struct qv_virtq_layout l;
+    struct qv_virtq vq;
+    struct fixture f;
+
+    open_fixture(&f, *state, 8);
+    l = driver_layout(&f.d, f.area);
+    l.desc = (uint8_t *)l.desc + 8;
+    assert_false(qv_virtq_start(&vq, &l, f.vm.map, NULL, NULL));
+    l = driver_layout(&f.d, f.area);
+    l.used = (uint8_t *)l.used + 1;
+    assert_false(qv_virtq_start(&vq, &l, f.vm.map, NULL, NULL));
+    l = driver_layout(&f.d, f.area);
+    l.num = 4; /* the area is for 8 */
+    assert_false(qv_virtq_start(&vq, &l, f.vm.map, NULL, NULL));
+    l.num = 0;
+    assert_false(qv_virtq_start(&vq, &l, f.vm.map, NULL, NULL));
+    close_fixture(&f);
+}
+
+static void test_ring_writes_are_logged(void **state)
+{
+    struct fixture f;
+    struct qv_virtq_chain c;
+    struct qv_dirty_log *log;
+    int fd = memfd_create("log", 0);
+    uint8_t *bits;
+    uint64_t page;
+
+    open_fixture(&f, *state, 8);
+    assert_int_equal(ftruncate(fd, 1 << 20), 0);
+    assert_true(qv_dirty_log_new(fd, 0, 1 << 20, &log, NULL));
+    bits = g_malloc0(1 << 20);
+    f.vq.log = log;
+    add(&f, 1, 1, false);
+    assert_int_equal(pop(&f, &c), 1);
+    qv_virtq_push(&f.vq, &c, 1);
+    qv_virtq_publish(&f.vq);
+    assert_int_equal(pread(fd, bits, 1 << 20, 0), 1 << 20);
+    page = (f.d.packed ? f.d.desc : f.d.used) / 4096;
+    assert_true(bits[page / 8] & 1 << page % 8);
+    qv_dirty_log_unref(log);
+    g_free(bits);
+    close(fd);
+    close_fixture(&f);
+}
+
+#define EACH_KIND(fn)                                                                              \
+    {#fn " split", fn, NULL, NULL, &kinds[0]},                                                     \
+        {#fn " split event_idx", fn, NULL, NULL, &kinds[1]},                                       \
+        {#fn " packed", fn, NULL, NULL, &kinds[2]},                                                \
+    {                                                                                              \
+#fn " packed event_idx", fn, NULL, NULL, &kinds[3]                                         \
+    }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        EACH_KIND(test_requests_go_round),
+        EACH_KIND(test_ring_can_be_full),
+        EACH_KIND(test_kicks_are_suppressed_while_looking),
+        EACH_KIND(test_interrupts_come_when_wanted),
+        EACH_KIND(test_any_queue_size),
+        EACH_KIND(test_small_iov_takes_nothing),
+        EACH_KIND(test_bad_addresses_fail_the_request_only),
+        EACH_KIND(test_buffer_across_regions_is_split),
+        EACH_KIND(test_readable_after_writable_breaks_the_ring),
+        EACH_KIND(test_bad_indirect_tables_break_the_ring),
+        EACH_KIND(test_indirect_table_across_regions),
+        {"test_split_hostile_chains", test_split_hostile_chains, NULL, NULL, &kinds[0]},
+        {"test_split_indirect_loop", test_split_indirect_loop, NULL, NULL, &kinds[0]},
+        {"test_packed_chain_longer_than_the_ring", test_packed_chain_longer_than_the_ring, NULL,
+         NULL, &kinds[2]},
+        {"test_packed_more_in_use_than_the_ring_has", test_packed_more_in_use_than_the_ring_has,
+         NULL, NULL, &kinds[2]},
+        EACH_KIND(test_crash_loses_and_repeats_nothing),
+        {"test_split_killed_between_publish_and_clear", test_split_killed_between_publish_and_clear,
+         NULL, NULL, &kinds[0]},
+        {"test_packed_killed_around_publish", test_packed_killed_around_publish, NULL, NULL,
+         &kinds[2]},
+        {"test_packed_area_changed_after_the_check", test_packed_area_changed_after_the_check, NULL,
+         NULL, &kinds[2]},
+        EACH_KIND(test_area_of_garbage_is_refused_or_harmless),
+        EACH_KIND(test_layout_is_checked),
+        EACH_KIND(test_ring_writes_are_logged),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
