@@ -315,7 +315,8 @@ void qv_co_yield(void)
 {
     struct qv_co *co = qv_co_self();
 
-    if (atomic_fetch_sub_explicit(&co->wakes, 1, memory_order_acquire) <= 0) {
+    /* Release: whoever ends this sleep writes co->work, which the loop has read before. */
+    if (atomic_fetch_sub_explicit(&co->wakes, 1, memory_order_acq_rel) <= 0) {
         co_leave(co);
     }
 }
@@ -324,7 +325,7 @@ void qv_co_wake(struct qv_co *co)
 {
     struct qv_thread *thread = co->thread; /* read first: awake, it may end at any time */
 
-    if (atomic_fetch_add_explicit(&co->wakes, 1, memory_order_release) < 0) {
+    if (atomic_fetch_add_explicit(&co->wakes, 1, memory_order_acq_rel) < 0) {
         qv_thread_post(thread, &co->work);
     }
 }
