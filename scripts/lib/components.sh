@@ -50,11 +50,26 @@ crypto_needed() {
     ! at_least "$have" "$OPENSSL_MIN"
 }
 
+# Fetches the newest source that the mirror has: for some hours after an update, lists can name files that a
+# mirror does not hold yet, while those of the release before are there. All are in the signed lists.
+openssl_source() {
+    local version
+    for version in $(apt-cache showsrc openssl | sed -n 's/^Version: //p' | sort -Vru); do
+        at_least "$version" "$OPENSSL_MIN" || continue
+        if apt-get -qq --download-only source "openssl=$version"; then
+            return
+        fi
+        echo "the mirror lacks openssl $version"
+        rm -f openssl_*
+    done
+    die "no source package of OpenSSL $OPENSSL_MIN or newer could be fetched"
+}
+
 crypto_make() {
     local tree=$1 apt=$2 source
     private_apt_open "$apt" "$NEWER_RELEASE"
     cd "$apt"
-    apt-get -qq --download-only source "openssl/$NEWER_RELEASE"
+    openssl_source
     # apt has checked the hashes against the signed lists; the uploader's own signature adds nothing.
     dpkg-source --no-check -x openssl_*.dsc source
     source=$apt/source
