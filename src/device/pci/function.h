@@ -20,9 +20,9 @@
 #include "guest/irq.h"
 #include "guest/memory.h"
 
-#define QV_PCI_BARS 6u
+#define QV_PCI_BARS        6u
 #define QV_PCI_CONFIG_SIZE 256u
-#define QV_PCI_MSIX_MAX 2048u
+#define QV_PCI_MSIX_MAX    2048u
 
 struct qv_pci_function;
 
@@ -37,7 +37,8 @@ enum qv_pci_bar_kind {
 struct qv_pci_shared {
     uint64_t offset, size; /* multiples of the page size, inside the BAR */
     int fd;                /* a memfd of the model's, which it keeps mapped; -1: none */
-    uint64_t fd_offset;
+    uint64_t
+        fd_offset; /* of the part; at least @offset: clients map at fd_offset - offset + offset */
 };
 
 struct qv_pci_bar {
@@ -196,5 +197,11 @@ void qv_pci_reset(struct qv_pci_function *fn, void (*done)(void *arg), void *arg
 
 void qv_pci_quiesce(struct qv_pci_function *fn, void (*done)(void *arg), void *arg);
 void qv_pci_resume(struct qv_pci_function *fn);
+
+/** qv_pci_save / _load - state of function and model as bytes, while quiesced; load checks them as
+ * untrusted input, and changes nothing of the function (the model: see its load) when it fails.
+ * Receivers of interrupts and guest memory are not part of it. Its thread. */
+void qv_pci_save(struct qv_pci_function *fn, GByteArray *out);
+bool qv_pci_load(struct qv_pci_function *fn, const uint8_t *bytes, size_t len, GError **error);
 
 #endif
