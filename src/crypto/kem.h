@@ -131,7 +131,8 @@ struct qv_kem_key *qv_kem_key_from_pkcs8(const uint8_t *der, size_t len, GError 
 struct qv_secret *qv_kem_key_pkcs8(const struct qv_kem_key *key, GError **error);
 
 /** qv_kem_key_from_seed - the key pair of d || z (64 bytes); ML-KEM only. */
-struct qv_kem_key *qv_kem_key_from_seed(enum qv_kem kem, const uint8_t *seed, GError **error);
+struct qv_kem_key *qv_kem_key_from_seed(enum qv_kem kem, const uint8_t *seed, size_t len,
+                                        GError **error);
 
 /** qv_kem_key_from_private - a key pair from the raw private key of FIPS 203 (for the hybrid:
  * ML-KEM then X25519). */
