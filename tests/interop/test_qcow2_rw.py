@@ -35,16 +35,17 @@ def content_by_qemu(image, folder):
     return raw.read_bytes()
 
 
-def rw(image, lines, *backing, readonly=False, code=0):
+def rw(image, lines, *backing, readonly=False, data=None, code=0):
+    options = [*(["-r"] if readonly else []), *(["-d", data] if data else [])]
     with tempfile.TemporaryFile("w+") as script:
         script.write("\n".join(lines) + "\n")
         script.seek(0)
-        return run(RW, *(["-r"] if readonly else []), image, *backing, stdin=script, code=code)
+        return run(RW, *options, image, *backing, stdin=script, code=code)
 
 
-def content_by_us(image, folder, *backing):
+def content_by_us(image, folder, *backing, data=None):
     raw = folder / "by-us.raw"
-    rw(image, [f"dump {raw}"], *backing, readonly=True)
+    rw(image, [f"dump {raw}"], *backing, readonly=True, data=data)
     return raw.read_bytes()
 
 
@@ -234,14 +235,135 @@ def test_killed_writer_leaves_leaks_only(tmpfs_dir, cluster):
 
 def test_refused_by_name(tmpfs_dir):
     image = tmpfs_dir / "a.qcow2"
-    for option, word in [("extended_l2=on", "xtended L2"), (f"data_file={tmpfs_dir}/data", "data file")]:
-        qemu_img("create", "-f", "qcow2", "-o", option, image, "1M")
+    for method, word in [("luks", "LUKS"), ("aes", "AES")]:
+        qemu_img("create", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o",
+                 f"encrypt.format={method},encrypt.key-secret=s", image, "1M")
         result = rw(image, ["flush"], code=None)
         assert result.code == 1 and word in result.stderr, result
-    qemu_img("create", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o",
-             "encrypt.format=luks,encrypt.key-secret=s", image, "1M")
+    qemu_img("create", "-f", "qcow2", "-o", f"data_file={tmpfs_dir}/data", image, "1M")
     result = rw(image, ["flush"], code=None)
-    assert result.code == 1 and "LUKS" in result.stderr, result
+    assert result.code == 1 and f'data file "{tmpfs_dir}/data" is not open' in result.stderr, result
+
+
+EXTENDED = ["extended_l2=on,cluster_size=16K", "extended_l2=on,cluster_size=64K", "extended_l2=on,cluster_size=2M"]
+
+
+@pytest.mark.parametrize("options", EXTENDED)
+@pytest.mark.parametrize("backing", [False, True])
+def test_subclusters_both_ways(tmpfs_dir, options, backing):
+    """QEMU and we take turns in writing an image with extended L2 entries."""
+    image, base, size = tmpfs_dir / "a.qcow2", tmpfs_dir / "base.raw", 3 * MIB + 512
+    content = random.Random(7).randbytes(2 * MIB + 1536) if backing else b""
+    base.write_bytes(content)
+    behind = ["-b", base, "-F", "raw"] if backing else []
+    qemu_img("create", "-f", "qcow2", "-o", options, *behind, image, size)
+    disk = Disk(content + bytes(size - len(content)), 8, 4096)
+    below = [base, "raw"] if backing else []
+    for turn in range(3):
+        rw(image, disk.requests(40) + ["discard 65536 131072"], *below)
+        disk.content[65536:65536 + 131072] = bytes(131072) if disk.content[65536] == 0 else disk.content[65536:65536 + 131072]
+        got = content_by_qemu(image, tmpfs_dir)
+        assert got[:65536] == disk.content[:65536] and got[65536 + 131072:] == disk.content[65536 + 131072:]
+        disk.content[:] = got  # what was discarded in part may show either
+        expect_clean(image)
+        at = 8192 * (turn * 7 + 3) + 512
+        qemu_io(image, f"write -P {turn + 1} {at} 3k", f"write -z {at + 65536} 8k", f"discard {MIB} 64k")
+        disk.content[at:at + 3072] = bytes([turn + 1]) * 3072
+        disk.content[at + 65536:at + 65536 + 8192] = bytes(8192)
+        disk.content[MIB:MIB + 65536] = content_by_qemu(image, tmpfs_dir)[MIB:MIB + 65536]
+        assert content_by_us(image, tmpfs_dir, *below) == disk.content
+        assert content_by_qemu(image, tmpfs_dir) == disk.content
+    rw(image, [f"resize {5 * MIB}", f"write {5 * MIB - 4096} 4096 9"], *below)
+    disk.content += bytes(5 * MIB - size - 4096) + b"\t" * 4096
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == disk.content
+
+
+@pytest.mark.parametrize("cluster", [16384, 131072])
+def test_our_extended_images_are_qemus(tmpfs_dir, cluster):
+    image = tmpfs_dir / "a.qcow2"
+    for prealloc in ("off", "metadata"):
+        run(TOOL, "create", image, 3 * MIB + 512, cluster, 16, 3, prealloc, "extended-l2")
+        info = json.loads(qemu_img("info", "--output=json", image).stdout)
+        assert info["format-specific"]["data"]["extended-l2"] is True
+        disk = Disk(bytes(3 * MIB + 512), cluster, cluster // 32)
+        rw(image, disk.requests(60))
+        expect_clean(image)
+        assert content_by_qemu(image, tmpfs_dir) == disk.content
+        assert content_by_us(image, tmpfs_dir) == disk.content
+
+
+def test_small_writes_over_a_backing_image_copy_nothing(tmpfs_dir):
+    """128 KiB clusters have sub-clusters of 4 KiB: each write allocates just that, and reads nothing below."""
+    base, image = tmpfs_dir / "base.raw", tmpfs_dir / "a.qcow2"
+    base.write_bytes(b"\7" * (8 * MIB))
+    run(TOOL, "create", image, 8 * MIB, 131072, 16, 3, "off", "extended-l2")
+    qemu_img("rebase", "-u", "-f", "qcow2", "-b", base, "-F", "raw", image)
+    rw(image, [f"write {i * 131072 + 8192} 4096 1" for i in range(32)] + ["flush"], base, "raw")
+    mapped = rw(image, ["map"], base, "raw", readonly=True).stdout.splitlines()
+    data = [line.split() for line in mapped if line.endswith(" data")]
+    assert [(int(at), int(length)) for at, length, _ in data] == [(i * 131072 + 8192, 4096) for i in range(32)]
+    qemu_map = json.loads(qemu_img("map", "--output=json", image).stdout)
+    assert sum(e["length"] for e in qemu_map if e["depth"] == 0 and e["data"]) == 32 * 4096
+    expect_clean(image)
+
+
+@pytest.mark.parametrize("raw", ["off", "on"])
+@pytest.mark.parametrize("more", ["cluster_size=64K", "cluster_size=512", "extended_l2=on,cluster_size=16K"])
+def test_data_file_both_ways(tmpfs_dir, raw, more):
+    image, data, size = tmpfs_dir / "a.qcow2", tmpfs_dir / "a.data", 2 * MIB + 512
+    qemu_img("create", "-f", "qcow2", "-o", f"data_file={data},data_file_raw={raw},{more}", image, size)
+    disk = Disk(bytes(size), len(more), 4096)
+    for turn in range(3):
+        rw(image, disk.requests(40), data=data)
+        expect_clean(image)
+        assert content_by_qemu(image, tmpfs_dir) == disk.content
+        at = 65536 * turn + 1024
+        qemu_io(image, f"write -P {turn + 1} {at} 9k", f"write -z {at + MIB} 70k")
+        disk.content[at:at + 9216] = bytes([turn + 1]) * 9216
+        disk.content[at + MIB:at + MIB + 71680] = bytes(71680)
+        assert content_by_us(image, tmpfs_dir, data=data) == disk.content
+        if raw == "on":  # QEMU may fill up the last cluster
+            assert data.read_bytes()[:size] == disk.content
+    rw(image, [f"resize {4 * MIB}", f"write {4 * MIB - 512} 512 9"], data=data)
+    disk.content += bytes(4 * MIB - size - 512) + b"\t" * 512
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == disk.content
+    info = json.loads(qemu_img("info", "--output=json", image).stdout)["format-specific"]["data"]
+    assert info["data-file-raw"] is (raw == "on")
+    if raw == "on":
+        assert data.read_bytes()[:len(disk.content)] == disk.content
+
+
+def test_our_data_file_is_qemus(tmpfs_dir):
+    image, data, size = tmpfs_dir / "a.qcow2", tmpfs_dir / "a.data", 2 * MIB
+    for options in (["raw"], ["extended-l2"]):
+        data.write_bytes(b"old content" * 1000 if "raw" not in options else b"")
+        run(TOOL, "create", image, size, 65536, 16, 3, "off", f"data={data}", *options)
+        disk = Disk(bytes(size), 4, 65536)
+        rw(image, disk.requests(40), data=data)
+        expect_clean(image)
+        assert content_by_qemu(image, tmpfs_dir) == disk.content
+        assert image.stat().st_size < MIB  # the data is not in it
+
+
+def test_unknown_extensions_and_autoclear_bits(tmpfs_dir):
+    """Extensions that we do not know stay; autoclear bits that we do not know go with the first write."""
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", "compat=1.1", image, "1M")
+    raw = bytearray(image.read_bytes())
+    length = int.from_bytes(raw[100:104], "big")
+    extension = b"QVX1" + (5).to_bytes(4, "big") + b"hello\0\0\0"
+    raw[length + len(extension):1024] = raw[length:1024 - len(extension)]
+    raw[length:length + len(extension)] = extension
+    raw[88:96] = (1 << 40).to_bytes(8, "big")
+    image.write_bytes(raw)
+    rw(image, ["map"], readonly=True)
+    assert image.read_bytes() == raw
+    rw(image, ["write 0 4096 1", "resize 2097152"])
+    after = image.read_bytes()
+    assert after[88:96] == bytes(8) and extension in after[:1024]
+    expect_clean(image)
 
 
 def test_bitmaps_are_not_trusted_after_a_write(tmpfs_dir):

@@ -7,7 +7,7 @@
  *
  *   qcow2_crash [--seed N] [--runs N] [--states N] [--cluster-bits N] [--refcount-bits N]
  *               [--version 2|3] [--backing] [--cache BYTES] [--faults PER-MILLE] [--device]
- *               [--snapshots] [--qemu-img PROGRAM]
+ *               [--snapshots] [--extended-l2] [--data-file] [--qemu-img PROGRAM]
  *
  * --snapshots: meanwhile snapshots are made, deleted and restored; each must be there as a whole or
  * not at all.
@@ -42,7 +42,7 @@
 static struct {
     int seed, runs, states, cluster_bits, refcount_bits, version, cache, faults;
     gint64 size;
-    gboolean backing, device, snapshots;
+    gboolean backing, device, snapshots, extended_l2, data_file;
     char *qemu_img;
 } opt = {.seed = 1,
          .runs = 4,
@@ -73,7 +73,7 @@ struct snap {
 };
 
 static GPtrArray *snaps; /* of struct snap * */
-static struct trace trace;
+static struct trace trace, data_trace;
 static struct mem_file backing_bytes;
 static struct qv_node *node;
 static GArray **history; /* of struct op *, by sector */
@@ -106,12 +106,14 @@ static struct qv_node *co_backing(void)
     return raw;
 }
 
-static struct qv_node *co_open(struct qv_node *file, bool readonly)
+/* @data: taken over; NULL: none. */
+static struct qv_node *co_open(struct qv_node *file, struct qv_node *data, bool readonly)
 {
     struct qcow2_open_opts opts = {.name = "image",
                                    .readonly = readonly,
                                    .cache_size = (uint64_t)opt.cache,
-                                   .backing = co_backing()};
+                                   .backing = co_backing(),
+                                   .data_file = data};
     struct qv_node *out;
     GError *error = NULL;
 
@@ -536,7 +538,9 @@ static void co_expect_sound(struct mem_file *file, const char *what)
     qv_node_co_close_tree(probe);
 }
 
-static void co_judge(struct mem_file *file, uint64_t flushed, uint64_t when, bool writable)
+/* @data: the data file; its size is 0 where there is none. */
+static void co_judge(struct mem_file *file, struct mem_file *data, uint64_t flushed, uint64_t when,
+                     bool writable)
 {
     struct qcow2_check found;
     struct qv_node *state, *probe = mem_node_new(file, true);
@@ -558,7 +562,8 @@ static void co_judge(struct mem_file *file, uint64_t flushed, uint64_t when, boo
     leaky += found.leaks > 0 ? 1 : 0;
     qcow2_check_clear(&found);
     qemu_judge(file);
-    state = co_open(mem_node_new(file, !writable), !writable);
+    state = co_open(mem_node_new(file, !writable),
+                    opt.data_file ? mem_node_new(data, !writable) : NULL, !writable);
     size = atomic_load(&state->size);
     for (guint i = 0; i < resizes->len; i++) {
         const struct resize *r = &g_array_index(resizes, struct resize, i);
@@ -589,13 +594,24 @@ static void co_judge(struct mem_file *file, uint64_t flushed, uint64_t when, boo
     states_seen++;
 }
 
+static void lose_power(const struct trace *t, const uint8_t *base, uint64_t base_size,
+                       uint64_t when, unsigned keep, struct mem_file *out)
+{
+    uint64_t size;
+    uint8_t *bytes = trace_crash(t, base, base_size, when, keep, top, &size);
+
+    mem_file_set(out, bytes, size);
+    g_free(bytes);
+}
+
 static void co_explore(const uint8_t *base, uint64_t base_size, uint64_t from)
 {
     static const unsigned keep[] = {0, 100, 500, 500, 900, 1000};
 
     for (int i = 0; i < opt.states; i++) {
         uint64_t when = from + (uint64_t)g_rand_int_range(top, 0, (gint32)(trace.now - from + 1));
-        struct mem_file file = {0};
+        unsigned kept = keep[g_rand_int_range(top, 0, (gint32)G_N_ELEMENTS(keep))];
+        struct mem_file file = {0}, data = {0};
         uint64_t flushed = 0;
 
         for (guint k = 0; k < flushes->len; k++) {
@@ -603,13 +619,13 @@ static void co_explore(const uint8_t *base, uint64_t base_size, uint64_t from)
 
             flushed = f->end <= when ? MAX(flushed, f->begin) : flushed;
         }
-        uint8_t *bytes = trace_crash(&trace, base, base_size, when,
-                                     keep[g_rand_int_range(top, 0, (gint32)G_N_ELEMENTS(keep))],
-                                     top, &file.size);
-        mem_file_set(&file, bytes, file.size);
-        g_free(bytes);
-        co_judge(&file, flushed, when, g_rand_boolean(top));
+        lose_power(&trace, base, base_size, when, kept, &file);
+        if (opt.data_file) {
+            lose_power(&data_trace, NULL, 0, when, kept, &data);
+        }
+        co_judge(&file, &data, flushed, when, g_rand_boolean(top));
         mem_file_clear(&file);
+        mem_file_clear(&data);
     }
 }
 
@@ -624,6 +640,8 @@ static void co_create(void)
         .refcount_bits = opt.version == 2 ? 0 : (uint32_t)opt.refcount_bits,
         .backing_file = opt.backing ? "backing" : NULL,
         .backing_format = opt.backing ? "raw" : NULL,
+        .extended_l2 = opt.extended_l2,
+        .data_file = opt.data_file ? "data" : NULL,
     };
     struct qv_node *file = trace_node_new(&trace);
     GError *error = NULL;
@@ -668,6 +686,10 @@ static void co_run(void *arg)
     if (opt.device) {
         trace_make_device(&trace, (uint64_t)opt.size * 2 * GROWTH_MAX + (1 << 20));
     }
+    if (opt.data_file) {
+        trace_init(&data_trace, (uint64_t)opt.size * GROWTH_MAX + (1 << 20), g_rand_int(top));
+        data_trace.clock = &trace;
+    }
     history = g_new(GArray *, sectors);
     for (uint64_t i = 0; i < sectors; i++) {
         history[i] = g_array_new(FALSE, FALSE, sizeof(struct op *));
@@ -684,15 +706,17 @@ static void co_run(void *arg)
     from = trace.now;
     /* Twice: the second time the file has a past. */
     for (int session = 0; session < 2; session++) {
-        trace.fail_per_mille = 0;
-        node = co_open(trace_node_new(&trace), false);
-        trace.fail_per_mille = (unsigned)opt.faults;
+        trace.fail_per_mille = data_trace.fail_per_mille = 0;
+        node = co_open(trace_node_new(&trace), opt.data_file ? trace_node_new(&data_trace) : NULL,
+                       false);
+        trace.fail_per_mille = data_trace.fail_per_mille = (unsigned)opt.faults;
         co_requests();
         if (opt.snapshots) {
             co_snapshot_restore(top);
             co_requests();
         }
         trace.fail_per_mille = session == 0 ? 0 : trace.fail_per_mille;
+        data_trace.fail_per_mille = trace.fail_per_mille;
         co_close_image(session == 0);
     }
     co_explore(base, base_size, from);
@@ -706,6 +730,9 @@ static void co_run(void *arg)
     g_array_free(flushes, TRUE);
     g_array_free(resizes, TRUE);
     trace_clear(&trace);
+    if (opt.data_file) {
+        trace_clear(&data_trace);
+    }
 }
 
 static void make_backing(void)
@@ -733,6 +760,8 @@ int main(int argc, char **argv)
         {"device", 0, 0, G_OPTION_ARG_NONE, &opt.device, NULL, NULL},
         {"backing", 0, 0, G_OPTION_ARG_NONE, &opt.backing, NULL, NULL},
         {"snapshots", 0, 0, G_OPTION_ARG_NONE, &opt.snapshots, NULL, NULL},
+        {"extended-l2", 0, 0, G_OPTION_ARG_NONE, &opt.extended_l2, NULL, NULL},
+        {"data-file", 0, 0, G_OPTION_ARG_NONE, &opt.data_file, NULL, NULL},
         {"qemu-img", 0, 0, G_OPTION_ARG_FILENAME, &opt.qemu_img, NULL, NULL},
         {0},
     };

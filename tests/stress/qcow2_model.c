@@ -6,7 +6,7 @@
  *
  *   qcow2_model [--seed N] [--seconds N] [--cluster-bits N] [--refcount-bits N] [--threads N]
  *               [--version 2|3] [--backing] [--cache BYTES] [--size BYTES] [--dir DIR] [--direct]
- *               [--qemu-img PROGRAM] [--snapshots]
+ *               [--qemu-img PROGRAM] [--snapshots] [--extended-l2] [--data-file]
  *
  * --snapshots: meanwhile snapshots come and go, and between rounds one may be restored.
  */
@@ -39,7 +39,7 @@
 static struct {
     int seed, seconds, cluster_bits, refcount_bits, threads, version, cache;
     gint64 size;
-    gboolean backing, direct, snapshots;
+    gboolean backing, direct, snapshots, extended_l2, data_file;
     char *dir, *qemu_img;
 } opt = {.seed = 1,
          .seconds = 2,
@@ -52,7 +52,7 @@ static struct {
 static struct qv_thread *threads[64];
 static struct model model;
 static struct qv_node *node;
-static char *image_path, *backing_path;
+static char *image_path, *backing_path, *data_path;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t idle = PTHREAD_COND_INITIALIZER;
 static int active;
@@ -99,6 +99,9 @@ static void co_open_image(void *arg)
                                        &opts.backing, &error)) {
         die("backing", error);
     }
+    if (opt.data_file) {
+        opts.data_file = open_file(data_path, O_RDWR | O_CREAT);
+    }
     if (!qcow2_co_open(open_file(image_path, O_RDWR), &opts, &node, &error)) {
         die("open", error);
     }
@@ -113,6 +116,9 @@ static void co_create(void *arg)
         .refcount_bits = opt.version == 2 ? 0 : (uint32_t)opt.refcount_bits,
         .backing_file = opt.backing ? backing_path : NULL,
         .backing_format = opt.backing ? "raw" : NULL,
+        .extended_l2 = opt.extended_l2,
+        .data_file = opt.data_file ? data_path : NULL,
+        .data_file_raw = opt.data_file && !opt.backing,
     };
     struct qv_node *file = open_file(image_path, O_RDWR | O_CREAT | O_TRUNC);
     GError *error = NULL;
@@ -456,6 +462,8 @@ int main(int argc, char **argv)
         {"dir", 0, 0, G_OPTION_ARG_FILENAME, &opt.dir, NULL, NULL},
         {"direct", 0, 0, G_OPTION_ARG_NONE, &opt.direct, NULL, NULL},
         {"snapshots", 0, 0, G_OPTION_ARG_NONE, &opt.snapshots, NULL, NULL},
+        {"extended-l2", 0, 0, G_OPTION_ARG_NONE, &opt.extended_l2, NULL, NULL},
+        {"data-file", 0, 0, G_OPTION_ARG_NONE, &opt.data_file, NULL, NULL},
         {"qemu-img", 0, 0, G_OPTION_ARG_FILENAME, &opt.qemu_img, NULL, NULL},
         {0},
     };
@@ -474,6 +482,7 @@ int main(int argc, char **argv)
     }
     image_path = g_build_filename(dir, "image.qcow2", NULL);
     backing_path = g_build_filename(dir, "backing.raw", NULL);
+    data_path = g_build_filename(dir, "data.raw", NULL);
     model_init(&model, (uint64_t)opt.size);
     if (opt.backing) {
         make_backing();
@@ -490,9 +499,11 @@ int main(int argc, char **argv)
     }
     unlink(image_path);
     unlink(backing_path);
+    unlink(data_path);
     rmdir(dir);
     g_free(image_path);
     g_free(backing_path);
+    g_free(data_path);
     model_clear(&model);
     while (n_snapshots > 0) {
         g_free(snapshots[--n_snapshots].name);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Requests on an open qcow2 image, one a line on stdin, for tests that let QEMU judge the result.
- *   qcow2_rw [-r] IMAGE [BACKING [FORMAT]]
+ *   qcow2_rw [-r] [-d DATA-FILE] IMAGE [BACKING [FORMAT]]
  *     write OFFSET LEN BYTE | zero OFFSET LEN | unmap OFFSET LEN | discard OFFSET LEN | flush
  *     resize SIZE | dump FILE | map | die (no close: as if killed)
  * Stops at the first error, says which, and ends with 1.
@@ -25,7 +25,7 @@
 
 static struct {
     bool readonly;
-    const char *image, *backing, *backing_format;
+    const char *image, *backing, *backing_format, *data_file;
     int rc;
 } args = {.backing_format = "raw"};
 
@@ -160,6 +160,11 @@ static void co_main(void *arg)
         fprintf(stderr, "%s\n", error->message);
         return;
     }
+    if (args.data_file != NULL &&
+        (opts.data_file = open_file(args.data_file, args.readonly, &error)) == NULL) {
+        fprintf(stderr, "%s\n", error->message);
+        return;
+    }
     file = open_file(args.image, args.readonly, &error);
     if (file == NULL || !qcow2_co_open(file, &opts, &node, &error)) {
         fprintf(stderr, "%s\n", error->message);
@@ -185,8 +190,13 @@ int main(int argc, char **argv)
         argv++;
         argc--;
     }
+    if (argc > 2 && strcmp(argv[1], "-d") == 0) {
+        args.data_file = argv[2];
+        argv += 2;
+        argc -= 2;
+    }
     if (argc < 2 || argc > 4) {
-        fprintf(stderr, "usage: qcow2_rw [-r] IMAGE [BACKING [FORMAT]]\n");
+        fprintf(stderr, "usage: qcow2_rw [-r] [-d DATA-FILE] IMAGE [BACKING [FORMAT]]\n");
         return 2;
     }
     args.image = argv[1];

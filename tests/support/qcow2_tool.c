@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * qcow2 metadata code on files, for tests that let qemu-img judge it. No locks, no catalogue.
- *   qcow2_tool create FILE SIZE CLUSTER_SIZE REFCOUNT_BITS VERSION PREALLOC
+ *   qcow2_tool create FILE SIZE CLUSTER_SIZE REFCOUNT_BITS VERSION PREALLOC [extended-l2] [raw]
+ *                     [data=NAME]
  *   qcow2_tool check FILE      JSON with qemu-img's words; exit 0 clean, 2 corrupt, 3 leaks
  *   qcow2_tool rebuild FILE    as opening a dirty image for writing does
  */
@@ -23,7 +24,7 @@ struct task {
     int rc;
 };
 
-static bool create(struct qv_node *file, char **argv, GError **error)
+static bool create(struct qv_node *file, int argc, char **argv, GError **error)
 {
     static const char *const modes[] = {"off", "metadata", "falloc", "full"};
     struct qcow2_create_opts opts = {
@@ -36,6 +37,13 @@ static bool create(struct qv_node *file, char **argv, GError **error)
     for (unsigned i = 0; i < G_N_ELEMENTS(modes); i++) {
         if (strcmp(argv[4], modes[i]) == 0) {
             opts.prealloc = i;
+        }
+    }
+    for (int i = 5; i < argc; i++) {
+        opts.extended_l2 |= strcmp(argv[i], "extended-l2") == 0;
+        opts.data_file_raw |= strcmp(argv[i], "raw") == 0;
+        if (g_str_has_prefix(argv[i], "data=")) {
+            opts.data_file = argv[i] + strlen("data=");
         }
     }
     return qcow2_co_create(file, &opts, error);
@@ -75,8 +83,8 @@ static void co_main(void *arg)
     if (fd < 0) {
         qv_fail_errno(&error, errno, "%s", t->argv[2]);
     } else if (qv_file_new(fd, &opts, &file, &error)) {
-        if (making && t->argc == 8) {
-            ok = create(file, t->argv + 3, &error);
+        if (making && t->argc >= 8) {
+            ok = create(file, t->argc - 3, t->argv + 3, &error);
         } else if (strcmp(t->argv[1], "check") == 0) {
             ok = check(file, &t->rc, &error);
         } else if (strcmp(t->argv[1], "rebuild") == 0) {

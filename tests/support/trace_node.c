@@ -94,14 +94,20 @@ static bool should_fail(struct trace *t)
            (unsigned)g_rand_int_range(t->rand, 0, 1000) < t->fail_per_mille;
 }
 
+static uint64_t tick(struct trace *t)
+{
+    return t->clock != NULL ? ++t->clock->now : ++t->now;
+}
+
 static void finish(struct trace *t, struct trace_pending *p)
 {
-    t->now++;
+    uint64_t now = tick(t);
+
     if (p->entry != NULL && p->result == 0) {
         if (!p->applied) {
             apply(t->mem, &t->size, p->entry, 0, p->entry->len);
         }
-        p->entry->end = t->now;
+        p->entry->end = now;
     }
     if (p->co != NULL) {
         qv_co_wake(p->co); /* it frees p */
@@ -151,15 +157,16 @@ static void turn(struct qv_work *work)
 static struct trace_pending *enqueue(struct trace *t, struct trace_entry *entry)
 {
     struct trace_pending *p = g_new0(struct trace_pending, 1);
+    uint64_t now;
 
     p->entry = entry;
     p->hold = g_rand_int_range(t->rand, 0, 30) == 0 ? g_rand_int_range(t->rand, 0, SLOW_TURNS)
                                                     : g_rand_int_range(t->rand, 0, 4);
     p->next = t->pending;
     t->pending = p;
-    t->now++;
+    now = tick(t);
     if (entry != NULL) {
-        entry->begin = t->now;
+        entry->begin = now;
         entry->end = UINT64_MAX;
         g_ptr_array_add(t->log, entry);
         if (should_fail(t)) {

@@ -21,8 +21,9 @@ struct trace_entry {
 };
 
 struct trace {
-    GPtrArray *log; /* of struct trace_entry */
-    uint64_t now;   /* counts begins and ends of requests */
+    GPtrArray *log;      /* of struct trace_entry */
+    uint64_t now;        /* counts begins and ends of requests */
+    struct trace *clock; /* whose moments count: several files of one machine; NULL: its own */
     uint8_t *mem;
     uint64_t size, max;
     bool device;             /* size is fixed, space holds anything, zeroing means writing zeros */

@@ -30,24 +30,51 @@ bool qcow2_ticket_busy(const struct qcow2_image *img, uint64_t first, uint64_t c
 
 enum class {
     CLASS_MAPPED, /* overwrite in place */
-    CLASS_REFILL, /* a zero cluster with space of its own */
+    CLASS_REFILL, /* has space of its own, in which what is written reads as something else */
     CLASS_FRESH,  /* reads as zeros, has no space */
     CLASS_COPY,   /* holds data that is not here */
     CLASS_CORRUPT,
 };
 
-static enum class classify(struct qcow2_image *img, uint64_t entry, uint64_t guest) {
-    bool own = (entry & QCOW2_OFLAG_COPIED) != 0;
+/* The sub-clusters of guest cluster @cluster that @a writes to, or to a part of. */
+static uint32_t touched(const struct qcow2_image *img, const struct qcow2_alloc *a,
+                        uint64_t cluster)
+{
+    uint64_t start = qv_max_u64(a->offset, cluster << img->cluster_bits);
+    uint64_t last = qv_min_u64(a->offset + a->len, (cluster + 1) << img->cluster_bits) - 1;
+    unsigned from = (unsigned)((start & (img->cluster_size - 1)) >> qcow2_unit_bits(img));
+    unsigned to = (unsigned)((last & (img->cluster_size - 1)) >> qcow2_unit_bits(img));
 
-    switch (qcow2_entry_kind(img, entry)){
-        case QCOW2_UNALLOCATED : return qcow2_backing_shows(img, guest) ? CLASS_COPY : CLASS_FRESH;
-        case QCOW2_ZERO_PLAIN : return CLASS_FRESH;
-        case QCOW2_ZERO_ALLOC : return own ? CLASS_REFILL : CLASS_COPY;
-        case QCOW2_NORMAL : return own ? CLASS_MAPPED : CLASS_COPY;
-        case QCOW2_COMPRESSED : return CLASS_COPY;
-        case QCOW2_BAD : break;
-    }
-return CLASS_CORRUPT;
+    return (UINT32_MAX << from) & (UINT32_MAX >> (31 - to));
+}
+
+static enum class classify(struct qcow2_image *img, const struct qcow2_alloc *a, uint64_t cluster) {
+    struct qcow2_l2e e = qcow2_l2_get(img, a->table, cluster &(img->l2_entries - 1));
+    enum qcow2_kind kind = qcow2_sub_kind(img, cluster, e, 0);
+    bool own = (e.desc & QCOW2_OFLAG_COPIED) != 0, mapped, shows;
+    uint32_t want = touched(img, a, cluster);
+
+    if (kind == QCOW2_BAD || kind == QCOW2_COMPRESSED){return kind == QCOW2_BAD ? CLASS_CORRUPT
+                                                                                : CLASS_COPY;}
+kind = qcow2_entry_kind(img, e.desc);
+mapped = kind == QCOW2_NORMAL && (img->sub_bits == 0 || (want & ~(uint32_t)e.bitmap) == 0);
+if (img->node.data_file != NULL) { /* each guest cluster has its place there, and alone */
+    return mapped ? CLASS_MAPPED : CLASS_REFILL;
+}
+if (kind == QCOW2_NORMAL || kind == QCOW2_ZERO_ALLOC) {
+    return !own ? CLASS_COPY : mapped ? CLASS_MAPPED : CLASS_REFILL;
+}
+shows = kind == QCOW2_UNALLOCATED && e.bitmap != QCOW2_SUB_ALL_ZERO &&
+        qcow2_backing_shows(img, cluster << img->cluster_bits);
+return shows ? CLASS_COPY : CLASS_FRESH;
+}
+
+static uint64_t own_host(const struct qcow2_image *img, const struct qcow2_alloc *a)
+{
+    uint64_t i = a->first & (img->l2_entries - 1);
+
+    return img->node.data_file != NULL ? a->first << img->cluster_bits
+                                       : qcow2_l2_get(img, a->table, i).desc & QCOW2_L2_OFFSET_MASK;
 }
 
 /* How many clusters from the first of @a on, at most @max, are of class @cls (and adjacent in the
@@ -55,16 +82,15 @@ return CLASS_CORRUPT;
 static uint64_t class_run(struct qcow2_image *img, const struct qcow2_alloc *a, enum class cls,
                           uint64_t max)
 {
-    uint64_t i = a->first & (img->l2_entries - 1);
-    uint64_t host = qcow2_entry(a->table->entries, i) & QCOW2_L2_OFFSET_MASK;
-    bool in_place = cls == CLASS_MAPPED || cls == CLASS_REFILL;
+    uint64_t i = a->first & (img->l2_entries - 1), host = own_host(img, a);
+    bool adjacent = (cls == CLASS_MAPPED || cls == CLASS_REFILL) && img->node.data_file == NULL;
     uint64_t n = 1;
 
     while (n < max) {
-        uint64_t entry = qcow2_entry(a->table->entries, i + n);
+        uint64_t desc = qcow2_l2_get(img, a->table, i + n).desc;
 
-        if (classify(img, entry, (a->first + n) << img->cluster_bits) != cls ||
-            (in_place && (entry & QCOW2_L2_OFFSET_MASK) != host + (n << img->cluster_bits)) ||
+        if (classify(img, a, a->first + n) != cls ||
+            (adjacent && (desc & QCOW2_L2_OFFSET_MASK) != host + (n << img->cluster_bits)) ||
             qcow2_ticket_busy(img, a->first + n, 1)) {
             break;
         }
@@ -76,12 +102,18 @@ static uint64_t class_run(struct qcow2_image *img, const struct qcow2_alloc *a, 
 static int plan_in_place(struct qcow2_image *img, struct qcow2_alloc *a, enum class cls,
                          uint64_t max)
 {
-    uint64_t i = a->first & (img->l2_entries - 1);
+    uint64_t bytes;
 
-    a->host = qcow2_entry(a->table->entries, i) & QCOW2_L2_OFFSET_MASK;
+    a->host = own_host(img, a);
     a->count = class_run(img, a, cls, max);
-    if (qcow2_host_is_meta(img, a->host, a->count << img->cluster_bits) ||
-        !qv_range_inside(a->host, a->count << img->cluster_bits, atomic_load(&img->file_end))) {
+    bytes = a->count << img->cluster_bits;
+    if (img->node.data_file != NULL) { /* it need not hold all of the last cluster */
+        bytes = qv_min_u64(a->count << img->cluster_bits,
+                           a->offset + a->len - (a->first << img->cluster_bits));
+    } else if (qcow2_host_is_meta(img, a->host, bytes)) {
+        return -EUCLEAN;
+    }
+    if (!qv_range_inside(a->host, bytes, qcow2_data_end(img))) {
         return -EUCLEAN;
     }
     a->in_place = a->ticketed = cls == CLASS_REFILL;
@@ -105,16 +137,18 @@ static int plan_new(struct qcow2_image *img, struct qcow2_alloc *a, enum class c
         return 0;
     }
     for (uint64_t n = 0; n < a->count; n++) {
-        qcow2_table_set(img, a->table, i + n,
-                        (a->host + (n << img->cluster_bits)) | QCOW2_OFLAG_COPIED, run.need_sync);
+        struct qcow2_l2e e = {.desc = (a->host + (n << img->cluster_bits)) | QCOW2_OFLAG_COPIED};
+
+        /* All of it reads as zeros as it stands: later writes find it mapped. */
+        e.bitmap = img->sub_bits != 0 ? QCOW2_SUB_ALL_ALLOC : 0;
+        qcow2_table_set(img, a->table, i + n, e, run.need_sync);
     }
     return 0;
 }
 
 static int plan(struct qcow2_image *img, struct qcow2_alloc *a, uint64_t max)
 {
-    uint64_t entry = qcow2_entry(a->table->entries, a->first & (img->l2_entries - 1));
-    enum class cls = classify(img, entry, a->first << img->cluster_bits);
+    enum class cls = classify(img, a, a->first);
     int ret;
 
     switch (cls) {
@@ -144,37 +178,55 @@ static bool is_zero(const char *buf, uint64_t len)
     return len == 0 || (buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0);
 }
 
-/* Reads [@from, @to) of guest cluster @guest, as it was before the write, into @buf + @from. */
-static int co_read_old(struct qcow2_image *img, uint64_t guest, uint64_t entry, char *buf,
-                       uint64_t from, uint64_t to)
-{
-    uint64_t start = guest << img->cluster_bits;
-    uint64_t size = atomic_load(&img->node.size);
-    uint64_t end = to;
-    struct qv_node *backing = img->node.backing;
+/* One cluster of a write, of which a part must be filled before it is mapped. */
+struct fill {
+    struct qcow2_image *img;
+    const struct qcow2_alloc *a;
+    uint64_t guest, host; /* the cluster; bytes */
+    struct qcow2_l2e old; /* what it was; stays so while the ticket is held */
+    char *buf;            /* of a cluster */
+    bool inflated;        /* all of what was compressed is in buf */
+};
 
-    switch (qcow2_entry_kind(img, entry)) {
+/* Reads [@from, @to) of a cluster that nothing here was written to, from the backing image. Zeros
+ * past its end, and past our own: should the disk grow, nothing of it may come to light there. */
+static int co_read_below(struct fill *f, uint64_t from, uint64_t to)
+{
+    struct qv_node *backing = f->img->node.backing;
+    uint64_t start = f->guest << f->img->cluster_bits, end = 0;
+
+    if (backing != NULL) {
+        end = qv_min_u64(atomic_load(&f->img->node.size), atomic_load(&backing->size));
+        end = end > start ? qv_min_u64(to, end - start) : 0;
+    }
+    if (end <= from) {
+        memset(f->buf + from, 0, to - from);
+        return 0;
+    }
+    memset(f->buf + end, 0, to - end);
+    return qv_co_pread(backing, start + from, f->buf + from, end - from);
+}
+
+/* Reads [@from, @to) of the cluster, all of one kind, as it was before the write. */
+static int co_read_old(struct fill *f, enum qcow2_kind kind, uint64_t from, uint64_t to)
+{
+    int ret = 0;
+
+    switch (kind) {
     case QCOW2_NORMAL:
-        return qv_co_pread(img->node.file, (entry & QCOW2_L2_OFFSET_MASK) + from, buf + from,
-                           to - from);
+        return qv_co_pread(qcow2_data_node(f->img), (f->old.desc & QCOW2_L2_OFFSET_MASK) + from,
+                           f->buf + from, to - from);
     case QCOW2_COMPRESSED:
-        return qcow2_co_decompress(img, entry, buf);
+        if (!f->inflated) {
+            ret = qcow2_co_decompress(f->img, f->old.desc, f->buf);
+            f->inflated = ret == 0;
+        }
+        return ret;
     case QCOW2_UNALLOCATED:
-        /* Zeros past the end of the backing image, and past our own: should the disk grow, nothing
-         * of the backing image may come to light there. */
-        if (backing != NULL) {
-            end = qv_min_u64(size, atomic_load(&backing->size));
-            end = end > start ? qv_min_u64(to, end - start) : 0;
-        }
-        if (backing == NULL || end <= from) {
-            memset(buf + from, 0, to - from);
-            return 0;
-        }
-        memset(buf + end, 0, to - end);
-        return qv_co_pread(backing, start + from, buf + from, end - from);
+        return co_read_below(f, from, to);
     case QCOW2_ZERO_PLAIN:
     case QCOW2_ZERO_ALLOC:
-        memset(buf + from, 0, to - from);
+        memset(f->buf + from, 0, to - from);
         return 0;
     case QCOW2_BAD:
         break;
@@ -182,13 +234,58 @@ static int co_read_old(struct qcow2_image *img, uint64_t guest, uint64_t entry, 
     return -EUCLEAN;
 }
 
-static int co_write_part(struct qcow2_image *img, const struct qcow2_alloc *a, uint64_t host,
-                         const char *buf, uint64_t from, uint64_t to)
+static int co_write_part(struct fill *f, uint64_t from, uint64_t to)
 {
-    if (from == to || (a->zero && is_zero(buf + from, to - from))) {
+    struct qv_node *file = qcow2_data_node(f->img);
+    uint64_t end = atomic_load(&file->size);
+
+    if (f->img->node.data_file != NULL) { /* it need not hold all of the last cluster */
+        to = qv_min_u64(to, end > f->host ? end - f->host : 0);
+    }
+    if (from >= to || (f->a->zero && is_zero(f->buf + from, to - from))) {
         return 0;
     }
-    return qv_co_pwrite(img->node.file, host + from, buf + from, to - from);
+    return qv_co_pwrite(file, f->host + from, f->buf + from, to - from);
+}
+
+/* Whether sub-cluster @sub must be filled where the write does not cover it. */
+static bool must_fill(const struct fill *f, enum qcow2_kind kind, unsigned sub)
+{
+    bool hit = (touched(f->img, f->a, f->guest) >> sub & 1) != 0;
+
+    if (f->img->sub_bits == 0 || kind == QCOW2_COMPRESSED) {
+        return true;
+    }
+    if (f->a->in_place) {
+        return hit && kind != QCOW2_NORMAL;
+    }
+    return hit || kind == QCOW2_NORMAL; /* data moves to the new cluster; other kinds stay */
+}
+
+/* Fills [@from, @to) of the cluster, which the write does not cover, where that is needed. */
+static int co_fill_range(struct fill *f, uint64_t from, uint64_t to)
+{
+    struct qcow2_image *img = f->img;
+    unsigned bits = qcow2_unit_bits(img);
+    int ret = 0;
+
+    while (from < to && ret == 0) {
+        unsigned sub = (unsigned)(from >> bits);
+        enum qcow2_kind kind = qcow2_sub_kind(img, f->guest, f->old, sub);
+        bool fill = must_fill(f, kind, sub);
+        uint64_t end;
+
+        do {
+            end = qv_min_u64(to, (uint64_t)++sub << bits);
+        } while (end < to && qcow2_sub_kind(img, f->guest, f->old, sub) == kind &&
+                 must_fill(f, kind, sub) == fill);
+        if (fill) {
+            ret = co_read_old(f, kind, from, end);
+            ret = ret != 0 ? ret : co_write_part(f, from, end);
+        }
+        from = end;
+    }
+    return ret;
 }
 
 /* Fills [0, @head) and [@tail, cluster size) of cluster number @n of @a. */
@@ -196,27 +293,20 @@ static int co_fill_cluster(struct qcow2_image *img, const struct qcow2_alloc *a,
                            uint64_t head, uint64_t tail)
 {
     uint64_t guest = a->first + n;
-    uint64_t entry = qcow2_entry(a->table->entries, guest & (img->l2_entries - 1));
-    uint64_t host = a->host + (n << img->cluster_bits);
     QV_CLEANUP(qv_freep) char *buf = NULL;
-    int ret = 0;
+    struct fill f = {.img = img,
+                     .a = a,
+                     .guest = guest,
+                     .host = a->host + (n << img->cluster_bits),
+                     .old = qcow2_l2_get(img, a->table, guest & (img->l2_entries - 1))};
+    int ret;
 
     if (head == 0 && tail == img->cluster_size) {
         return 0;
     }
-    buf = qv_node_mem_alloc(img->cluster_size);
-    if (head > 0) {
-        ret = co_read_old(img, guest, entry, buf, 0, head);
-    }
-    /* Decompressing gives all of the cluster at once. */
-    if (ret == 0 && tail < img->cluster_size &&
-        (head == 0 || qcow2_entry_kind(img, entry) != QCOW2_COMPRESSED)) {
-        ret = co_read_old(img, guest, entry, buf, tail, img->cluster_size);
-    }
-    if (ret == 0) {
-        ret = co_write_part(img, a, host, buf, 0, head);
-    }
-    return ret != 0 ? ret : co_write_part(img, a, host, buf, tail, img->cluster_size);
+    f.buf = buf = qv_node_mem_alloc(img->cluster_size);
+    ret = co_fill_range(&f, 0, head);
+    return ret != 0 ? ret : co_fill_range(&f, tail, img->cluster_size);
 }
 
 static int co_fill(struct qcow2_image *img, const struct qcow2_alloc *a, uint64_t offset,
@@ -311,6 +401,8 @@ int qcow2_co_alloc(struct qv_node *node, uint64_t offset, uint64_t *len, struct 
         return -EROFS;
     }
     a = g_new0(struct qcow2_alloc, 1);
+    a->offset = offset;
+    a->len = *len;
     a->first = offset >> img->cluster_bits;
     ret = plan_at_once(img, a, clusters) ? 0 : co_plan(img, a, clusters);
     if (ret != 0) {
@@ -320,7 +412,7 @@ int qcow2_co_alloc(struct qv_node *node, uint64_t offset, uint64_t *len, struct 
     }
     *len = qv_min_u64(*len, (a->count << img->cluster_bits) - in);
     a->pub.extent = (struct qv_extent){
-        .kind = QV_EXTENT_DATA, .len = *len, .host = a->host + in, .file = node->file};
+        .kind = QV_EXTENT_DATA, .len = *len, .host = a->host + in, .file = qcow2_data_node(img)};
     if (a->ticketed) {
         ret = co_fill(img, a, offset, *len);
         if (ret != 0) {
@@ -331,19 +423,33 @@ int qcow2_co_alloc(struct qv_node *node, uint64_t offset, uint64_t *len, struct 
     return 0;
 }
 
+/* The entry of guest cluster @cluster once the write is done. */
+static struct qcow2_l2e written(struct qcow2_image *img, const struct qcow2_alloc *a,
+                                uint64_t cluster, struct qcow2_l2e old)
+{
+    struct qcow2_l2e e = {.desc = (a->host + ((cluster - a->first) << img->cluster_bits)) |
+                                  QCOW2_OFLAG_COPIED};
+    uint64_t now = touched(img, a, cluster);
+
+    if (img->sub_bits != 0) {
+        e.bitmap = (old.desc & QCOW2_OFLAG_COMPRESSED) != 0 ? QCOW2_SUB_ALL_ALLOC
+                                                            : (old.bitmap | now) & ~(now << 32);
+    }
+    return e;
+}
+
 /* Lock held. */
 static void install(struct qcow2_image *img, struct qcow2_alloc *a)
 {
     uint64_t i = a->first & (img->l2_entries - 1);
 
     for (uint64_t n = 0; n < a->count; n++) {
-        uint64_t old = qcow2_entry(a->table->entries, i + n);
+        struct qcow2_l2e old = qcow2_l2_get(img, a->table, i + n);
 
-        qcow2_table_set(img, a->table, i + n,
-                        (a->host + (n << img->cluster_bits)) | QCOW2_OFLAG_COPIED,
+        qcow2_table_set(img, a->table, i + n, written(img, a, a->first + n, old),
                         qcow2_sync_next(img));
         if (!a->in_place) {
-            qcow2_free_entry(img, old);
+            qcow2_free_entry(img, old.desc);
         }
     }
 }

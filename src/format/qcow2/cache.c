@@ -300,18 +300,47 @@ void qcow2_table_mark(struct qcow2_image *img, struct qcow2_table *table)
     }
 }
 
-void qcow2_table_set(struct qcow2_image *img, struct qcow2_table *table, uint64_t i, uint64_t entry,
-                     uint64_t need_sync)
+/* Entry @i is about to become @e. Lock held. */
+static void note(struct qcow2_image *img, struct qcow2_table *table, uint64_t i, struct qcow2_l2e e,
+                 uint64_t need_sync)
 {
+    uint32_t size = qcow2_l2_entry_size(&img->header);
+
     if (img->journal != NULL) {
-        qcow2_journal_note(img->journal, (table->l1_index << img->l2_bits) + i, entry);
+        qcow2_journal_note(img->journal, (table->l1_index << img->l2_bits) + i, e);
     }
-    atomic_store_explicit(&table->entries[i], htobe64(entry), memory_order_release);
-    qcow2_dirty_mark(&table->d, i * sizeof(uint64_t), sizeof(uint64_t));
+    qcow2_dirty_mark(&table->d, i * size, size);
     if (need_sync > table->need_sync) {
         table->need_sync = need_sync;
     }
     qcow2_table_mark(img, table);
+}
+
+void qcow2_table_set(struct qcow2_image *img, struct qcow2_table *table, uint64_t i,
+                     struct qcow2_l2e e, uint64_t need_sync)
+{
+    note(img, table, i, e, need_sync);
+    if (img->sub_bits == 0) {
+        atomic_store_explicit(&table->entries[i], htobe64(e.desc), memory_order_release);
+    } else { /* map.c, extent_whole */
+        uint32_t seq = atomic_load_explicit(&table->seq, memory_order_relaxed);
+
+        atomic_store_explicit(&table->seq, seq + 1, memory_order_relaxed);
+        atomic_store_explicit(&table->entries[2 * i], htobe64(e.desc), memory_order_release);
+        atomic_store_explicit(&table->entries[2 * i + 1], htobe64(e.bitmap), memory_order_release);
+        atomic_store_explicit(&table->seq, seq + 2, memory_order_release);
+    }
+}
+
+void qcow2_table_move(struct qcow2_image *img, struct qcow2_table *table, uint64_t i, uint64_t desc,
+                      uint64_t need_sync)
+{
+    struct qcow2_l2e e = qcow2_l2_get(img, table, i);
+
+    e.desc = desc;
+    note(img, table, i, e, need_sync);
+    atomic_store_explicit(&table->entries[i << (img->sub_bits != 0)], htobe64(desc),
+                          memory_order_release);
 }
 
 /*
@@ -330,7 +359,7 @@ static void table_replace(struct qcow2_image *img, struct qcow2_table *old, stru
         qcow2_dirty_mark(&t->d, 0, img->cluster_size);
     }
     if (old != NULL) {
-        for (uint64_t i = 0; i < img->l2_entries; i++) {
+        for (uint64_t i = 0; i < img->cluster_size / sizeof(uint64_t); i++) {
             atomic_store_explicit(&t->entries[i],
                                   atomic_load_explicit(&old->entries[i], memory_order_relaxed),
                                   memory_order_relaxed);

@@ -20,6 +20,7 @@
 #define CHUNK           (UINT64_C(2) << 20) /* bytes written at once; the largest cluster */
 #define ZERO_CHUNK      (UINT64_C(1) << 30)
 #define DEFAULT_CLUSTER (UINT64_C(64) << 10)
+#define TABLE_ENTRY     8u /* bytes, of L1 and refcount tables */
 
 struct creator {
     struct qv_node *file;
@@ -32,6 +33,28 @@ struct creator {
 };
 
 /* ---- what the image shall be ---- */
+
+static bool check_data_file(const struct qcow2_create_opts *o, GError **error)
+{
+    if (o->data_file == NULL && !o->data_file_raw) {
+        return true;
+    }
+    if (o->data_file == NULL || o->version == 2) {
+        return qv_fail(error, QV_ERROR_USAGE, "a data file needs a name, and version 3");
+    }
+    if (strlen(o->data_file) > QCOW2_DATA_FILE_NAME_MAX || o->data_file[0] == '\0') {
+        return qv_fail(error, QV_ERROR_USAGE, "the data file's name has 1 to %u bytes",
+                       QCOW2_DATA_FILE_NAME_MAX);
+    }
+    if (o->data_file_raw && o->backing_file != NULL) {
+        return qv_fail(error, QV_ERROR_USAGE,
+                       "a raw data file and a backing image exclude each other");
+    }
+    if (o->prealloc > QCOW2_PREALLOC_METADATA) {
+        return qv_fail(error, QV_ERROR_USAGE, "space in a data file is not preallocated");
+    }
+    return true;
+}
 
 static bool check_opts(const struct qcow2_create_opts *o, GError **error)
 {
@@ -49,6 +72,15 @@ static bool check_opts(const struct qcow2_create_opts *o, GError **error)
         (o->lazy_refcounts || o->zstd || (o->refcount_bits != 0 && o->refcount_bits != 16))) {
         return qv_fail(error, QV_ERROR_USAGE,
                        "lazy refcounts, zstd and refcounts other than 16 bits need version 3");
+    }
+    if (o->extended_l2 &&
+        (o->version == 2 ||
+         (o->cluster_size != 0 && o->cluster_size < UINT64_C(1) << QCOW2_EXTL2_CLUSTER_BITS))) {
+        return qv_fail(error, QV_ERROR_USAGE,
+                       "extended L2 entries need version 3 and clusters of at least 16K");
+    }
+    if (!check_data_file(o, error)) {
+        return false;
     }
     if (o->size % QV_SECTOR_SIZE != 0) {
         return qv_fail(error, QV_ERROR_USAGE, "size must be a multiple of 512 bytes");
@@ -76,6 +108,7 @@ bool qcow2_header_for_new(const struct qcow2_create_opts *o, struct qcow2_header
         (uint32_t)__builtin_ctzll(o->cluster_size != 0 ? o->cluster_size : DEFAULT_CLUSTER);
     h->refcount_order = (uint32_t)__builtin_ctz(o->refcount_bits != 0 ? o->refcount_bits : 16);
     h->size = o->size;
+    h->incompatible_features |= o->extended_l2 ? QCOW2_INCOMPAT_EXTL2 : 0; /* counts for L1 */
     l1 = o->size > INT64_MAX ? UINT64_MAX : qcow2_l1_entries_for(h, o->size);
     if (l1 > QCOW2_L1_MAX_BYTES / 8) {
         return qv_fail(error, QV_ERROR_USAGE,
@@ -90,6 +123,11 @@ bool qcow2_header_for_new(const struct qcow2_create_opts *o, struct qcow2_header
         h->compression_type = QCOW2_COMPRESSION_ZSTD;
         h->incompatible_features |= QCOW2_INCOMPAT_COMPRESSION;
     }
+    if (o->data_file != NULL) {
+        h->incompatible_features |= QCOW2_INCOMPAT_DATA_FILE;
+        h->autoclear_features |= o->data_file_raw ? QCOW2_AUTOCLEAR_RAW_DATA : 0;
+        h->data_file = g_strdup(o->data_file);
+    }
     h->backing_file = g_strdup(o->backing_file);
     h->backing_format = g_strdup(o->backing_format);
     return true;
@@ -98,7 +136,7 @@ bool qcow2_header_for_new(const struct qcow2_create_opts *o, struct qcow2_header
 static bool set_header(struct creator *c, GError **error)
 {
     struct qcow2_header *h = &c->h;
-    uint64_t cs, l1_clusters;
+    uint64_t cs, l1_clusters, in_file;
 
     if (!qcow2_header_for_new(c->opts, h, error)) {
         return false;
@@ -109,7 +147,8 @@ static bool set_header(struct creator *c, GError **error)
         c->nb_data = qv_div_up(h->size, cs);
         c->nb_l2 = qcow2_l1_entries_for(h, h->size);
     }
-    if (!qcow2_layout_refcounts(h, 1 + l1_clusters + c->nb_l2 + c->nb_data, &c->layout)) {
+    in_file = c->opts->data_file == NULL ? c->nb_data : 0;
+    if (!qcow2_layout_refcounts(h, 1 + l1_clusters + c->nb_l2 + in_file, &c->layout)) {
         return qv_fail(error, QV_ERROR_USAGE,
                        "%" PRIu64 " bytes are too large for a refcount table with clusters of "
                        "%" PRIu64 " bytes",
@@ -119,7 +158,7 @@ static bool set_header(struct creator *c, GError **error)
     h->refcount_table_clusters = (uint32_t)c->layout.table_clusters;
     h->l1_table_offset = (1 + c->layout.table_clusters + c->layout.blocks) * cs;
     c->l2_at = h->l1_table_offset + l1_clusters * cs;
-    c->data_at = c->l2_at + c->nb_l2 * cs;
+    c->data_at = c->opts->data_file == NULL ? c->l2_at + c->nb_l2 * cs : 0;
     return true;
 }
 
@@ -172,22 +211,24 @@ static bool co_make_room(struct creator *c, GError **error)
            co_zero(c, qcow2_cluster_size(&c->h), want - qcow2_cluster_size(&c->h), error);
 }
 
-/* Writes a table of @entries 64-bit entries: @first, and on by a cluster each. */
-static bool co_write_table(struct creator *c, uint64_t offset, uint64_t entries, uint64_t first,
-                           GError **error)
+/* Writes a table of @entries entries, @size bytes each: @first, and on by a cluster each. The
+ * second word of a long one says that all sub-clusters are allocated. */
+static bool co_write_table(struct creator *c, uint64_t offset, uint64_t entries, uint32_t size,
+                           uint64_t first, GError **error)
 {
-    uint64_t per_chunk = CHUNK / 8, cs = qcow2_cluster_size(&c->h);
+    uint64_t per_chunk = CHUNK / size, cs = qcow2_cluster_size(&c->h);
 
     for (uint64_t done = 0; done < entries; done += per_chunk) {
         uint64_t n = qv_min_u64(entries - done, per_chunk);
-        uint64_t len = qv_align_up(n * 8, QV_SECTOR_SIZE);
+        uint64_t len = qv_align_up(n * size, QV_SECTOR_SIZE);
 
         memset(c->buf, 0, len);
         for (uint64_t i = 0; i < n; i++) {
-            qv_be64 v = qv_be64_make(first + (done + i) * cs);
-            memcpy(c->buf + i * 8, &v, sizeof(v));
+            qv_be64 v[2] = {qv_be64_make(first + (done + i) * cs),
+                            qv_be64_make(QCOW2_SUB_ALL_ALLOC)};
+            memcpy(c->buf + i * size, v, size);
         }
-        if (!co_write(c, offset + done * 8, c->buf, len, error)) {
+        if (!co_write(c, offset + done * size, c->buf, len, error)) {
             return false;
         }
     }
@@ -213,7 +254,8 @@ static bool co_write_refcounts(struct creator *c, GError **error)
             return false;
         }
     }
-    return co_write_table(c, c->h.refcount_table_offset, c->layout.blocks, offset, error);
+    return co_write_table(c, c->h.refcount_table_offset, c->layout.blocks, TABLE_ENTRY, offset,
+                          error);
 }
 
 static bool co_prealloc_data(struct creator *c, GError **error)
@@ -258,8 +300,10 @@ bool qcow2_co_create(struct qv_node *file, const struct qcow2_create_opts *opts,
     ok = set_header(&c, error) &&
          qcow2_header_serialize(&c.h, c.buf, qcow2_cluster_size(&c.h), error) &&
          co_make_room(&c, error) && co_write_refcounts(&c, error) &&
-         co_write_table(&c, c.h.l1_table_offset, c.nb_l2, c.l2_at | QCOW2_OFLAG_COPIED, error) &&
-         co_write_table(&c, c.l2_at, c.nb_data, c.data_at | QCOW2_OFLAG_COPIED, error) &&
+         co_write_table(&c, c.h.l1_table_offset, c.nb_l2, TABLE_ENTRY, c.l2_at | QCOW2_OFLAG_COPIED,
+                        error) &&
+         co_write_table(&c, c.l2_at, c.nb_data, qcow2_l2_entry_size(&c.h),
+                        c.data_at | QCOW2_OFLAG_COPIED, error) &&
          co_prealloc_data(&c, error) && co_write_header(&c, error);
     qcow2_header_clear(&c.h);
     free(c.buf);

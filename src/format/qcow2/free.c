@@ -59,6 +59,9 @@ void qcow2_freed_move(struct qcow2_freed_list *from, struct qcow2_freed_list *to
 
 void qcow2_free_entry(struct qcow2_image *img, uint64_t entry)
 {
+    if (img->node.data_file != NULL) {
+        return; /* nothing is counted there */
+    }
     switch (qcow2_entry_kind(img, entry)) {
     case QCOW2_NORMAL:
     case QCOW2_ZERO_ALLOC:

@@ -44,6 +44,11 @@ struct qv_node;
 #define QCOW2_L1_RESERVED_MASK UINT64_C(0x7f000000000001ff)
 #define QCOW2_L2_OFFSET_MASK   UINT64_C(0x00fffffffffffe00)
 #define QCOW2_L2_RESERVED_MASK UINT64_C(0x3f000000000001fe) /* of a standard descriptor */
+/* The second word of an extended L2 entry: bit n and bit 32 + n tell of sub-cluster n. */
+#define QCOW2_SUBCLUSTERS      32u
+#define QCOW2_SUB_BITS         5u
+#define QCOW2_SUB_ALL_ALLOC    UINT64_C(0x00000000ffffffff)
+#define QCOW2_SUB_ALL_ZERO     UINT64_C(0xffffffff00000000)
 #define QCOW2_RT_OFFSET_MASK   UINT64_C(0xfffffffffffffe00)
 #define QCOW2_RT_RESERVED_MASK UINT64_C(0x00000000000001ff)
 

@@ -11,13 +11,13 @@
 #include "base/log.h"
 #include "format/qcow2/qcow2_int.h"
 
-#define JOURNAL_MAGIC   UINT64_C(0x5156324a524e4c31) /* "QV2JRNL1" */
-#define JOURNAL_RECORDS (UINT64_C(1) << 20)          /* 16 MiB, taken page by page as it is used */
+#define JOURNAL_MAGIC   UINT64_C(0x5156324a524e4c32) /* "QV2JRNL2" */
+#define JOURNAL_RECORDS (UINT64_C(1) << 20)          /* 24 MiB, taken page by page as it is used */
 #define JOURNAL_FULL_AT (JOURNAL_RECORDS / 2)        /* writers wait for a commit from here on */
 
 struct record {
     uint64_t cluster;
-    uint64_t entry;
+    struct qcow2_l2e e;
 };
 
 /* As shared; in host order, since it never leaves the host. */
@@ -79,7 +79,7 @@ void qcow2_journal_free(struct qcow2_journal *journal)
     }
 }
 
-void qcow2_journal_note(struct qcow2_journal *journal, uint64_t cluster, uint64_t entry)
+void qcow2_journal_note(struct qcow2_journal *journal, uint64_t cluster, struct qcow2_l2e e)
 {
     struct shared *shared = journal->shared;
 
@@ -91,8 +91,7 @@ void qcow2_journal_note(struct qcow2_journal *journal, uint64_t cluster, uint64_
         atomic_store_explicit(&shared->overflow, 1, memory_order_release);
         return;
     }
-    shared->records[journal->head % JOURNAL_RECORDS] =
-        (struct record){.cluster = cluster, .entry = entry};
+    shared->records[journal->head % JOURNAL_RECORDS] = (struct record){.cluster = cluster, .e = e};
     atomic_store_explicit(&shared->head, ++journal->head, memory_order_release);
 }
 
@@ -130,14 +129,18 @@ int qcow2_journal_co_room(struct qcow2_image *img)
  */
 static int co_check_record(struct qcow2_image *img, const struct record *record)
 {
-    uint64_t host = record->entry & QCOW2_L2_OFFSET_MASK;
+    uint64_t host = record->e.desc & QCOW2_L2_OFFSET_MASK;
     uint64_t refs = 0;
     int ret;
 
     if (record->cluster >= qv_div_up(atomic_load(&img->node.size), img->cluster_size)) {
         return -EUCLEAN;
     }
-    switch (qcow2_entry_kind(img, record->entry)) {
+    if (qcow2_sub_kind(img, record->cluster, record->e, 0) == QCOW2_BAD ||
+        (img->sub_bits == 0 && record->e.bitmap != 0)) {
+        return -EUCLEAN;
+    }
+    switch (qcow2_entry_kind(img, record->e.desc)) {
     case QCOW2_UNALLOCATED:
     case QCOW2_ZERO_PLAIN:
         return 0;
@@ -148,7 +151,10 @@ static int co_check_record(struct qcow2_image *img, const struct record *record)
     case QCOW2_BAD:
         return -EUCLEAN;
     }
-    if ((record->entry & QCOW2_OFLAG_COPIED) == 0 ||
+    if (img->node.data_file != NULL) {
+        return 0; /* at its place, which nobody else has */
+    }
+    if ((record->e.desc & QCOW2_OFLAG_COPIED) == 0 ||
         qcow2_host_is_meta(img, host, img->cluster_size)) {
         return -EUCLEAN;
     }
@@ -162,7 +168,7 @@ static int co_apply(struct qcow2_image *img, const struct record *record)
 {
     uint64_t i = record->cluster & (img->l2_entries - 1);
     struct qcow2_table *table;
-    uint64_t old;
+    struct qcow2_l2e old;
     int ret = co_check_record(img, record);
 
     if (ret == 0) {
@@ -172,11 +178,11 @@ static int co_apply(struct qcow2_image *img, const struct record *record)
         return ret;
     }
     pthread_mutex_lock(&img->lock);
-    old = qcow2_entry(table->entries, i);
-    if (old != record->entry) {
-        qcow2_table_set(img, table, i, record->entry, qcow2_sync_next(img));
-        if (((old ^ record->entry) & QCOW2_L2_OFFSET_MASK) != 0) {
-            qcow2_free_entry(img, old);
+    old = qcow2_l2_get(img, table, i);
+    if (old.desc != record->e.desc || old.bitmap != record->e.bitmap) {
+        qcow2_table_set(img, table, i, record->e, qcow2_sync_next(img));
+        if (((old.desc ^ record->e.desc) & QCOW2_L2_OFFSET_MASK) != 0) {
+            qcow2_free_entry(img, old.desc);
         }
     }
     pthread_mutex_unlock(&img->lock);

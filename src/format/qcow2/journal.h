@@ -21,6 +21,7 @@
 
 struct qcow2_image;
 struct qcow2_journal;
+struct qcow2_l2e;
 
 /** qcow2_journal_open - maps the memory behind @fd, which stays the caller's, and makes it a
  * journal when it is empty (size 0). Control; does not block for long. */
@@ -29,8 +30,8 @@ bool qcow2_journal_open(int fd, unsigned cluster_bits, struct qcow2_journal **ou
 /** qcow2_journal_free - unmaps; the content stays with whoever has the descriptor. NULL is fine. */
 void qcow2_journal_free(struct qcow2_journal *journal);
 
-/** qcow2_journal_note - guest cluster @cluster is mapped by @entry from now on. Lock held. */
-void qcow2_journal_note(struct qcow2_journal *journal, uint64_t cluster, uint64_t entry);
+/** qcow2_journal_note - guest cluster @cluster is mapped by @e from now on. Lock held. */
+void qcow2_journal_note(struct qcow2_journal *journal, uint64_t cluster, struct qcow2_l2e e);
 
 /** qcow2_journal_mark - all noted so far; for qcow2_journal_clear when that is durable. Lock held.
  */

@@ -12,7 +12,9 @@
 #include "format/qcow2/snapshot_list.h"
 #include "format/qcow2/tables.h"
 
-#define KNOWN_FEATURES (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_COMPRESSION)
+#define KNOWN_FEATURES                                                                             \
+    (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_COMPRESSION |                  \
+     QCOW2_INCOMPAT_DATA_FILE | QCOW2_INCOMPAT_EXTL2)
 #define TABLES_MIN     4u
 #define TABLE_OVERHEAD 512u /* what a table costs besides its entries, where that matters */
 
@@ -145,12 +147,8 @@ static int qcow2_co_close(struct qv_node *node)
 static bool check_header(struct qcow2_image *img, GError **error)
 {
     const struct qcow2_header *h = &img->header;
-    uint64_t known = KNOWN_FEATURES;
 
-    if (img->check_only) { /* the check knows them; nobody reads the disk's content */
-        known |= QCOW2_INCOMPAT_DATA_FILE | QCOW2_INCOMPAT_EXTL2;
-    }
-    if (!qcow2_header_supported(h, known, error)) {
+    if (!qcow2_header_supported(h, KNOWN_FEATURES, error)) {
         return false;
     }
     if ((h->incompatible_features & QCOW2_INCOMPAT_CORRUPT) != 0 && !img->node.readonly &&
@@ -162,6 +160,11 @@ static bool check_header(struct qcow2_image *img, GError **error)
     if (!img->check_only && h->backing_file != NULL && img->node.backing == NULL) {
         return qv_fail(error, QV_ERROR_USAGE, "its backing image \"%s\" is not open",
                        h->backing_file);
+    }
+    if (!img->check_only && (h->incompatible_features & QCOW2_INCOMPAT_DATA_FILE) != 0 &&
+        img->node.data_file == NULL) {
+        return qv_fail(error, QV_ERROR_USAGE, "its data file \"%s\" is not open",
+                       h->data_file != NULL ? h->data_file : "");
     }
     if (!img->check_only && qcow2_l1_entries_for(h, h->size) > h->l1_size) {
         return qv_fail(error, QV_ERROR_CORRUPT, "the L1 table is too small for the disk");
@@ -195,6 +198,16 @@ static bool co_show_snapshot(struct qcow2_image *img, const char *name, GError *
     return true;
 }
 
+/* Requests go to either file. */
+static void join_limits(struct qv_limits *limits, const struct qv_limits *data)
+{
+    limits->request_align = MAX(limits->request_align, data->request_align);
+    limits->mem_align = MAX(limits->mem_align, data->mem_align);
+    limits->physical_block = MAX(limits->physical_block, data->physical_block);
+    limits->memory_backed = limits->memory_backed && data->memory_backed;
+    limits->rotational = limits->rotational || data->rotational;
+}
+
 static void set_geometry(struct qcow2_image *img, uint64_t cache_size)
 {
     const struct qcow2_header *h = &img->header;
@@ -202,7 +215,8 @@ static void set_geometry(struct qcow2_image *img, uint64_t cache_size)
 
     img->cluster_bits = h->cluster_bits;
     img->cluster_size = qcow2_cluster_size(h);
-    img->l2_bits = h->cluster_bits - 3;
+    img->l2_bits = qcow2_l2_bits(h);
+    img->sub_bits = qcow2_has_extl2(h) ? QCOW2_SUB_BITS : 0;
     img->l2_entries = UINT64_C(1) << img->l2_bits;
     img->rb_bits = qcow2_rb_bits(h);
     img->has_backing = h->backing_file != NULL || node->backing != NULL;
@@ -215,6 +229,9 @@ static void set_geometry(struct qcow2_image *img, uint64_t cache_size)
     atomic_store(&node->size, h->size);
     atomic_store(&img->file_end, img->file_size_at_open);
     node->limits = node->file->limits;
+    if (node->data_file != NULL) {
+        join_limits(&node->limits, &node->data_file->limits);
+    }
     node->limits.discard_granularity = img->cluster_size;
     node->limits.zero_is_cheap = true;
     node->limits.new_space_is_zero = true;
@@ -225,7 +242,7 @@ static void set_geometry(struct qcow2_image *img, uint64_t cache_size)
 static bool co_read_l1(struct qcow2_image *img, GError **error)
 {
     const struct qcow2_header *h = &img->header;
-    uint64_t entries = qcow2_has_extl2(h) ? 0 : h->l1_size;
+    uint64_t entries = h->l1_size;
     uint64_t bytes = entries * sizeof(uint64_t);
     uint64_t need = qcow2_l1_entries_for(h, h->size); /* more: an old snapshot of a smaller disk */
     struct qcow2_map *map;
@@ -317,6 +334,24 @@ static bool co_mend(struct qcow2_image *img, GError **error)
     return true;
 }
 
+/* The data file holds all of the disk, so that no write ever makes it longer. */
+static int co_stretch_data(struct qcow2_image *img)
+{
+    struct qv_node *data = img->node.data_file;
+    uint64_t size = img->header.size;
+
+    return data == NULL || atomic_load(&data->size) >= size ? 0 : qv_node_co_truncate(data, size);
+}
+
+/* The autoclear features that stay true while we write. */
+static uint64_t kept_features(const struct qcow2_image *img)
+{
+    /* A data file that is to look like the disk cannot, where some of it is a backing image's. */
+    return img->node.data_file != NULL && !img->has_backing
+               ? img->header.autoclear_features & QCOW2_AUTOCLEAR_RAW_DATA
+               : 0;
+}
+
 /* The file gets whole clusters, and features whose data we do not keep up to date are told so. */
 static bool co_begin_writing(struct qcow2_image *img, GError **error)
 {
@@ -332,9 +367,13 @@ static bool co_begin_writing(struct qcow2_image *img, GError **error)
     if (ret != 0) {
         return qv_fail_errno(error, ret, "cannot make the file longer");
     }
+    ret = co_stretch_data(img);
+    if (ret != 0) {
+        return qv_fail_errno(error, ret, "its data file is shorter than the disk");
+    }
     atomic_store(&img->file_end, qv_align_down(end, img->cluster_size));
-    if (img->header.autoclear_features != 0) {
-        img->header.autoclear_features = 0;
+    if (img->header.autoclear_features != kept_features(img)) {
+        img->header.autoclear_features = kept_features(img);
         ret = qcow2_co_header_write(img);
     }
     return ret == 0 || qv_fail_errno(error, ret, "cannot write the header");
@@ -354,9 +393,12 @@ static bool co_check_refcounts(struct qcow2_image *img, GError **error)
 }
 
 /* An image that names no backing image has none, whatever the caller thinks: it may have been
- * flattened since. */
-static bool co_drop_stray_backing(struct qcow2_image *img)
+ * flattened since. Nor does one have a data file that does not say so. */
+static bool co_drop_strays(struct qcow2_image *img)
 {
+    if ((img->header.incompatible_features & QCOW2_INCOMPAT_DATA_FILE) == 0) {
+        qv_node_co_close_tree(g_steal_pointer(&img->node.data_file));
+    }
     if (img->header.backing_file == NULL) {
         qv_node_co_close_tree(g_steal_pointer(&img->node.backing)); /* it was only read */
     }
@@ -376,7 +418,7 @@ static bool co_open(struct qcow2_image *img, const struct qcow2_open_opts *opts,
     bool writing = !img->node.readonly && !img->check_only;
 
     if (!qcow2_co_header_read(img->node.file, &img->header, error) || !check_header(img, error) ||
-        !co_drop_stray_backing(img) || (writing && !co_mend(img, error)) ||
+        !co_drop_strays(img) || (writing && !co_mend(img, error)) ||
         (opts->snapshot != NULL && !co_show_snapshot(img, opts->snapshot, error))) {
         return false;
     }

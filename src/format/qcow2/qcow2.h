@@ -36,7 +36,12 @@ struct qcow2_create_opts {
     uint64_t cluster_size;  /* 512..2 MiB; 0: 64 KiB */
     uint32_t refcount_bits; /* 1,2,4,...,64; 0: 16 */
     bool lazy_refcounts;
-    bool zstd; /* compression type of the header */
+    bool zstd;        /* compression type of the header */
+    bool extended_l2; /* clusters of 16 KiB or more; version 3 */
+    /* Data goes to a file of its own, of which this is the name to store; version 3. Writing the
+     * image makes it as long as the disk. NULL: none. */
+    const char *data_file;
+    bool data_file_raw; /* the data file is to look like the disk */
     enum {
         QCOW2_PREALLOC_OFF,
         QCOW2_PREALLOC_METADATA,

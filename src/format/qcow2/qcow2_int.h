@@ -43,6 +43,7 @@ struct qcow2_table {
     bool writable;           /* this image alone refers to it; fixed */
     bool linked;             /* the L1 entry in memory points here; under lock */
     bool full_write;         /* its cluster may hold anything: write it whole, sync, then link */
+    _Atomic uint32_t seq;    /* extended L2: odd while both words of an entry change; see map.c */
     _Atomic uint8_t touched; /* used since the clock hand last passed */
     /* Under lock: */
     struct qcow2_dirty d;
@@ -52,6 +53,12 @@ struct qcow2_table {
     bool in_batch; /* a copy of it is on its way to the file */
     struct qcow2_table *next_dirty;
     struct qcow2_table *prev, *next; /* all tables, in clock order */
+};
+
+/* An L2 entry in host order. */
+struct qcow2_l2e {
+    uint64_t desc;   /* the standard or compressed descriptor */
+    uint64_t bitmap; /* extended L2: allocated sub-clusters low, those that read as zeros high */
 };
 
 /* The L1 table and what is cached below it. Replaced as a whole when the image grows. */
@@ -93,7 +100,8 @@ struct qcow2_alloc {
     uint32_t guard_ticket;
     bool ticketed;             /* the mapping is installed by co_commit */
     bool zero;                 /* the new clusters read as zeros */
-    bool in_place;             /* a zero cluster with space of its own becomes a data cluster */
+    bool in_place;             /* into space that is its own already: nothing becomes free */
+    uint64_t offset, len;      /* what is written, as asked for; guest bytes */
     uint64_t first, count;     /* guest clusters: no other allocation there meanwhile */
     uint64_t host;             /* of the first */
     struct qcow2_table *table; /* pinned */
@@ -138,6 +146,7 @@ struct qcow2_image {
     struct qv_node node;        /* first member */
     struct qcow2_header header; /* as on disk; sizes and offsets are kept current under ref_lock */
     unsigned cluster_bits, l2_bits, rb_bits;
+    unsigned sub_bits; /* extended L2: a cluster is 1 << sub_bits sub-clusters; else 0 */
     uint64_t cluster_size, l2_entries;
     bool check_only;
     bool opened;
@@ -213,6 +222,43 @@ static inline uint64_t qcow2_entry(_Atomic uint64_t *entries, uint64_t i)
     return be64toh(atomic_load_explicit(&entries[i], memory_order_acquire));
 }
 
+/** qcow2_l2_get - entry @i of an L2 table. Both words of an extended entry belong together only
+ * under the lock, while a ticket holds the guest cluster, or inside an unchanged seq (map.c). */
+static inline struct qcow2_l2e qcow2_l2_get(const struct qcow2_image *img,
+                                            const struct qcow2_table *table, uint64_t i)
+{
+    struct qcow2_l2e e = {0};
+
+    if (img->sub_bits == 0) {
+        e.desc = qcow2_entry(table->entries, i);
+    } else {
+        e.desc = qcow2_entry(table->entries, 2 * i);
+        e.bitmap = qcow2_entry(table->entries, 2 * i + 1);
+    }
+    return e;
+}
+
+/** qcow2_unit_bits - log2 of the bytes that are allocated apart: a sub-cluster's, or a cluster's.
+ */
+static inline unsigned qcow2_unit_bits(const struct qcow2_image *img)
+{
+    return img->cluster_bits - img->sub_bits;
+}
+
+/** qcow2_data_node - where data clusters are. */
+static inline struct qv_node *qcow2_data_node(const struct qcow2_image *img)
+{
+    return img->node.data_file != NULL ? img->node.data_file : img->node.file;
+}
+
+/** qcow2_data_end - bytes of that; nothing past it is ever written. */
+static inline uint64_t qcow2_data_end(const struct qcow2_image *img)
+{
+    return img->node.data_file != NULL
+               ? atomic_load_explicit(&img->node.data_file->size, memory_order_relaxed)
+               : atomic_load_explicit(&img->file_end, memory_order_relaxed);
+}
+
 /** qcow2_bytes - a table as bytes, for I/O and while nobody else has it. */
 static inline void *qcow2_bytes(_Atomic uint64_t *entries)
 {
@@ -230,7 +276,13 @@ enum qcow2_kind {
     QCOW2_BAD, /* breaks the spec */
 };
 
+/** qcow2_entry_kind - what an L2 entry's descriptor says of the cluster. With extended L2 a cluster
+ * that has space is NORMAL here, whatever its sub-clusters are. */
 enum qcow2_kind qcow2_entry_kind(struct qcow2_image *img, uint64_t entry);
+/** qcow2_sub_kind - what sub-cluster @sub of guest cluster @cluster is (without extended L2: the
+ * cluster, @sub 0). */
+enum qcow2_kind qcow2_sub_kind(struct qcow2_image *img, uint64_t cluster, struct qcow2_l2e e,
+                               unsigned sub);
 int qcow2_lookup(struct qv_node *node, uint64_t offset, uint64_t len, bool write,
                  struct qv_extent *out);
 int qcow2_co_load(struct qv_node *node, uint64_t offset);
@@ -254,8 +306,11 @@ void qcow2_table_free(struct qcow2_table *table);
  */
 void qcow2_table_forget(struct qcow2_image *img, struct qcow2_table *table);
 /** qcow2_table_set - writes an entry and notes what must be durable first. Lock held. */
-void qcow2_table_set(struct qcow2_image *img, struct qcow2_table *table, uint64_t i, uint64_t entry,
-                     uint64_t need_sync);
+void qcow2_table_set(struct qcow2_image *img, struct qcow2_table *table, uint64_t i,
+                     struct qcow2_l2e e, uint64_t need_sync);
+/** qcow2_table_move - the same for a cluster that has moved: only its host offset changes. */
+void qcow2_table_move(struct qcow2_image *img, struct qcow2_table *table, uint64_t i, uint64_t desc,
+                      uint64_t need_sync);
 /** qcow2_table_mark - puts a table on the list of those to be written. Lock held. */
 void qcow2_table_mark(struct qcow2_image *img, struct qcow2_table *table);
 /** qcow2_retire - frees memory once no reader can see it. Lock held; takes over @mem[0..2]. */
@@ -342,8 +397,8 @@ bool qcow2_co_make_zero(struct qcow2_image *img, uint64_t first, uint64_t count)
 void qcow2_meta_add(struct qcow2_image *img, uint64_t cluster);
 void qcow2_meta_remove(struct qcow2_image *img, uint64_t cluster);
 
-/** qcow2_free_entry - the clusters of a replaced L2 entry lose a reference once that change is
- * durable. Lock held. */
+/** qcow2_free_entry - the clusters of a replaced L2 entry's descriptor lose a reference once that
+ * change is durable. Not for images with a data file. Lock held. */
 void qcow2_free_entry(struct qcow2_image *img, uint64_t entry);
 void qcow2_freed_add(struct qcow2_freed_list *list, uint64_t first, uint64_t count);
 void qcow2_freed_move(struct qcow2_freed_list *from, struct qcow2_freed_list *to);

@@ -122,6 +122,24 @@ static int co_prepare_l1(struct qcow2_image *img, uint64_t entries)
     return ret;
 }
 
+/* A data file gets longer before the disk does. What it has there already does not count; where it
+ * is to look like the disk, it goes. */
+static int co_grow_data(struct qcow2_image *img, uint64_t old, uint64_t size)
+{
+    struct qv_node *data = img->node.data_file;
+    uint64_t have;
+    int ret = 0;
+
+    if (data == NULL) {
+        return 0;
+    }
+    have = atomic_load(&data->size);
+    if (have > old && (img->header.autoclear_features & QCOW2_AUTOCLEAR_RAW_DATA) != 0) {
+        ret = qv_co_zero(data, old, qv_min_u64(have, size) - old, QV_IO_MAY_UNMAP);
+    }
+    return ret != 0 || have >= size ? ret : qv_node_co_truncate(data, size);
+}
+
 /* Under ops_lock. */
 static int co_grow(struct qv_node *node, uint64_t size)
 {
@@ -146,7 +164,8 @@ static int co_grow(struct qv_node *node, uint64_t size)
     if (img->header.version < 3 && img->header.nb_snapshots > 0) {
         return -ENOTSUP; /* its snapshots do not record the size of the disk */
     }
-    if (entries > qcow2_map_get(img)->l1_entries) {
+    ret = co_grow_data(img, old, size);
+    if (ret == 0 && entries > qcow2_map_get(img)->l1_entries) {
         ret = co_prepare_l1(img, entries);
     }
     /* The rest of the last cluster and of the old L1 table, and what a longer backing image has. */

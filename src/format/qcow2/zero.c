@@ -21,22 +21,59 @@ struct request {
     uint32_t flags;
 };
 
-/* What entry becomes so that the cluster reads as zeros, or stays. *@free_old: its space goes. */
-static enum outcome new_entry(struct qcow2_image *img, const struct request *req, uint64_t guest,
-                              uint64_t *entry, bool *free_old)
+/* What a cluster without space becomes that is to read as zeros whatever stands behind it. */
+static struct qcow2_l2e nothing(const struct qcow2_image *img)
 {
-    enum qcow2_kind kind = qcow2_entry_kind(img, *entry);
+    struct qcow2_l2e e = {0};
+
+    if (img->has_backing && img->sub_bits == 0) {
+        e.desc = QCOW2_OFLAG_ZERO;
+    } else if (img->has_backing) {
+        e.bitmap = QCOW2_SUB_ALL_ZERO;
+    }
+    return e;
+}
+
+/* Whether the cluster reads as zeros although nothing of it says so. */
+static bool shows_nothing(struct qcow2_image *img, uint64_t guest, struct qcow2_l2e e)
+{
+    return e.bitmap == QCOW2_SUB_ALL_ZERO || !qcow2_backing_shows(img, guest);
+}
+
+/* A cluster that keeps its space. */
+static enum outcome keep_space(struct qcow2_image *img, uint64_t guest, struct qcow2_l2e *e)
+{
+    if (img->sub_bits == 0 || (e->bitmap & QCOW2_SUB_ALL_ALLOC) != 0) {
+        /*
+         * Not a zero mark on the cluster: overwrites of it may be in flight, and the write that
+         * takes the mark away again would have to wait for them, or they would show up late.
+         */
+        return OUTCOME_WRITE_ZEROS;
+    }
+    if (!shows_nothing(img, guest, *e)) {
+        e->bitmap = QCOW2_SUB_ALL_ZERO;
+    }
+    return OUTCOME_DONE;
+}
+
+/* What entry becomes so that the cluster reads as zeros, or stays. *@free_old: its space goes. */
+static enum outcome new_entry(struct qcow2_image *img, const struct request *req, uint64_t cluster,
+                              struct qcow2_l2e *e, bool *free_old)
+{
+    uint64_t guest = cluster << img->cluster_bits;
+    enum qcow2_kind kind = qcow2_entry_kind(img, e->desc);
     bool v3 = img->header.version >= 3;
-    bool unmap = req->unmap || kind == QCOW2_COMPRESSED;
+    bool unmap = (req->unmap || kind == QCOW2_COMPRESSED) && img->node.data_file == NULL;
 
     *free_old = false;
-    switch (kind) {
-    case QCOW2_BAD:
+    if (qcow2_sub_kind(img, cluster, *e, 0) == QCOW2_BAD) {
         return OUTCOME_CORRUPT;
+    }
+    switch (kind) {
     case QCOW2_ZERO_PLAIN:
         return OUTCOME_DONE;
     case QCOW2_UNALLOCATED:
-        if (!qcow2_backing_shows(img, guest)) {
+        if (shows_nothing(img, guest, *e)) {
             return OUTCOME_DONE;
         }
         break;
@@ -46,15 +83,14 @@ static enum outcome new_entry(struct qcow2_image *img, const struct request *req
         }
         break;
     case QCOW2_NORMAL:
-        if (!unmap) {
-            /*
-             * Not a zero mark on the cluster: overwrites of it may be in flight, and the write that
-             * takes the mark away again would have to wait for them, or they would show up late.
-             */
-            return OUTCOME_WRITE_ZEROS;
+        /* Space of a snapshot that holds nothing for this disk is let go. */
+        if (!unmap && (img->sub_bits == 0 || (e->desc & QCOW2_OFLAG_COPIED) != 0 ||
+                       (e->bitmap & QCOW2_SUB_ALL_ALLOC) != 0)) {
+            return keep_space(img, guest, e);
         }
         break;
     case QCOW2_COMPRESSED:
+    case QCOW2_BAD:
         break;
     }
     if (!v3 && img->has_backing) {
@@ -62,8 +98,13 @@ static enum outcome new_entry(struct qcow2_image *img, const struct request *req
         return req->discard ? OUTCOME_DONE : OUTCOME_WRITE_ZEROS;
     }
     *free_old = kind != QCOW2_UNALLOCATED;
-    *entry = img->has_backing ? QCOW2_OFLAG_ZERO : 0;
+    *e = nothing(img);
     return OUTCOME_DONE;
+}
+
+static bool same(struct qcow2_l2e a, struct qcow2_l2e b)
+{
+    return a.desc == b.desc && a.bitmap == b.bitmap;
 }
 
 /* Whether any of @count entries from @i on would change. @table may be NULL: none allocated. */
@@ -71,14 +112,14 @@ static bool changes_any(struct qcow2_image *img, struct qcow2_table *table,
                         const struct request *req, uint64_t first, uint64_t count)
 {
     for (uint64_t n = 0; n < count; n++) {
-        uint64_t old =
-            table == NULL ? 0 : qcow2_entry(table->entries, (first + n) & (img->l2_entries - 1));
-        uint64_t entry = old;
+        struct qcow2_l2e old = {0}, now;
         bool free_old;
 
-        if (new_entry(img, req, (first + n) << img->cluster_bits, &entry, &free_old) !=
-                OUTCOME_DONE ||
-            entry != old) {
+        if (table != NULL) {
+            old = qcow2_l2_get(img, table, (first + n) & (img->l2_entries - 1));
+        }
+        now = old;
+        if (new_entry(img, req, first + n, &now, &free_old) != OUTCOME_DONE || !same(now, old)) {
             return true;
         }
         if (table == NULL && !qcow2_backing_shows(img, (first + n) << img->cluster_bits)) {
@@ -97,22 +138,21 @@ static enum outcome change(struct qcow2_image *img, struct qcow2_table *table,
 
     for (n = 0; n < *count; n++) {
         uint64_t i = (first + n) & (img->l2_entries - 1);
-        uint64_t old = qcow2_entry(table->entries, i);
-        uint64_t entry = old;
+        struct qcow2_l2e old = qcow2_l2_get(img, table, i), now = old;
         bool free_old;
 
         if (qcow2_ticket_busy(img, first + n, 1)) {
             break;
         }
-        outcome = new_entry(img, req, (first + n) << img->cluster_bits, &entry, &free_old);
+        outcome = new_entry(img, req, first + n, &now, &free_old);
         if (outcome != OUTCOME_DONE) {
             break;
         }
-        if (entry != old) {
-            qcow2_table_set(img, table, i, entry, 0);
+        if (!same(now, old)) {
+            qcow2_table_set(img, table, i, now, 0);
         }
         if (free_old) {
-            qcow2_free_entry(img, old);
+            qcow2_free_entry(img, old.desc);
         }
     }
     *count = n;
@@ -129,11 +169,10 @@ static uint64_t write_run(struct qcow2_image *img, struct qcow2_table *table,
     uint64_t n = 1;
 
     for (; n < count; n++) {
-        uint64_t entry = qcow2_entry(table->entries, (first + n) & (img->l2_entries - 1));
+        struct qcow2_l2e e = qcow2_l2_get(img, table, (first + n) & (img->l2_entries - 1));
         bool free_old;
 
-        if (new_entry(img, req, (first + n) << img->cluster_bits, &entry, &free_old) !=
-            OUTCOME_WRITE_ZEROS) {
+        if (new_entry(img, req, first + n, &e, &free_old) != OUTCOME_WRITE_ZEROS) {
             break;
         }
     }
@@ -180,8 +219,12 @@ static int co_clusters(struct qcow2_image *img, const struct request *req, uint6
     } else if (writes > 0) {
         done = writes;
         /* All of it, past the end of the disk too: that may be about to move. */
-        ret =
-            co_zero_part(img, first << img->cluster_bits, writes << img->cluster_bits, req->flags);
+        uint64_t offset = first << img->cluster_bits, len = writes << img->cluster_bits;
+
+        if (img->node.data_file != NULL) { /* which need not hold all of the last cluster */
+            len = qv_min_u64(len, qcow2_data_end(img) - offset);
+        }
+        ret = co_zero_part(img, offset, len, req->flags);
     }
     qcow2_table_unpin(img, table);
     *count = done;
