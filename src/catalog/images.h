@@ -133,6 +133,8 @@ struct qv_image_handle {
     bool readonly;
     char *note;                      /* path of the note; NULL: none */
     struct qv_image_handle *backing; /* opened to read; NULL: none */
+    /* Where a foreign qcow2 image keeps its data, raw; opened as the image is; NULL: in itself. */
+    struct qv_image_handle *data_file;
 };
 
 /**

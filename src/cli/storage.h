@@ -25,10 +25,15 @@
         .name = "compression", .type = CLI_CHOICE, .meta = "zlib|zstd",                            \
         .summary = "qcow2: how compressed clusters are stored"                                     \
     }
+#define CLI_EXTENDED_L2_OPTION                                                                     \
+    {                                                                                              \
+        .name = "extended-l2", .type = CLI_FLAG,                                                   \
+        .summary = "qcow2: sub-clusters, so that small writes over a backing image copy little"    \
+    }
 #define CLI_BACKING_ROOT_OPTION                                                                    \
     {                                                                                              \
         .name = "backing-root", .type = CLI_TEXT, .meta = "DIR",                                   \
-        .summary = "follow what a qcow2 file names as its backing file, if it lies in DIR"         \
+        .summary = "follow what a qcow2 file names as backing and data file, if it lies in DIR"    \
     }
 #define CLI_POOL_OPTION                                                                            \
     {                                                                                              \

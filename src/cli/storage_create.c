@@ -26,6 +26,7 @@ static const struct cli_option options[] = {
     CLI_PREALLOC_OPTION,
     CLI_CLUSTER_SIZE_OPTION,
     CLI_COMPRESSION_OPTION,
+    CLI_EXTENDED_L2_OPTION,
     {.name = "backing",
      .type = CLI_TEXT,
      .meta = "IMAGE",
@@ -43,6 +44,7 @@ static int run(struct cli *cli, const struct cli_args *args)
         .prealloc = cli_text(args, "prealloc"),
         .cluster_size = cli_number(args, "cluster-size", 0),
         .compression = cli_text(args, "compression"),
+        .extended_l2 = cli_flag(args, "extended-l2"),
         .backing = cli_text(args, "backing"),
     };
     g_autofree char *line = NULL;

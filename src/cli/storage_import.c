@@ -21,6 +21,7 @@ static const struct cli_option options[] = {
     CLI_PREALLOC_OPTION,
     CLI_CLUSTER_SIZE_OPTION,
     CLI_COMPRESSION_OPTION,
+    CLI_EXTENDED_L2_OPTION,
     CLI_BACKING_ROOT_OPTION,
     {0},
 };
@@ -34,6 +35,7 @@ static int run(struct cli *cli, const struct cli_args *args)
         .prealloc = cli_text(args, "prealloc"),
         .cluster_size = cli_number(args, "cluster-size", 0),
         .compression = cli_text(args, "compression"),
+        .extended_l2 = cli_flag(args, "extended-l2"),
     };
     g_autofree char *line = NULL;
     g_autoptr(GError) error = NULL;

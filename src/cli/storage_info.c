@@ -30,6 +30,12 @@ static void print_rare(const struct qv_image_facts *facts)
     if (backing != NULL) {
         line("Backing:", backing);
     }
+    if (facts->data_file != NULL) {
+        line("Data File:", facts->data_file);
+    }
+    if (facts->extended_l2) {
+        line("Extended L2:", "yes");
+    }
     if (facts->corrupt) {
         line("State:", "marked corrupt, opens read-only");
     } else if (facts->dirty) {

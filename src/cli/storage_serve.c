@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "cli/commands.h"
+#include "cli/storage.h"
 #include "job/serve.h"
 
 #define QUEUES_DEFAULT 4u
@@ -27,6 +28,7 @@ static const struct cli_option options[] = {
      .summary = "queues a vhost-user-blk client may use (default 4)",
      .min = 1,
      .max = 64},
+    CLI_BACKING_ROOT_OPTION,
     {.name = "read-only", .type = CLI_FLAG, .summary = "clients may not write"},
     {.name = "snapshot", .type = CLI_TEXT, .meta = "S", .summary = "show this snapshot, read-only"},
     {.name = "cache",
@@ -51,6 +53,13 @@ static void say_ready(void *arg, const char *socket)
     fflush(stdout);
 }
 
+static bool check_root(const struct qv_image_record *record, const char *root, GError **error)
+{
+    return root == NULL || record->pool == NULL ||
+           qv_fail(error, QV_ERROR_USAGE, "--backing-root: the catalogue knows what %s stands on",
+                   record->name);
+}
+
 static int run(struct cli *cli, const struct cli_args *args)
 {
     struct job_serve_opts opts = {
@@ -59,6 +68,7 @@ static int run(struct cli *cli, const struct cli_args *args)
         .queues = (unsigned)cli_number(args, "queues", QUEUES_DEFAULT),
         .readonly = cli_flag(args, "read-only") || cli_text(args, "snapshot") != NULL,
         .snapshot = cli_text(args, "snapshot"),
+        .backing_root = cli_text(args, "backing-root"),
         .cache = cli_text(args, "cache"),
         .io = cli_text(args, "io"),
         .discard = cli_flag(args, "discard"),
@@ -70,6 +80,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 
     if (catalog == NULL ||
         !qv_catalog_find(catalog, cli_arg(args, 0), cli_text(args, "format"), &record, &error) ||
+        !check_root(record, opts.backing_root, &error) ||
         !job_serve(catalog, record, &opts, &error)) {
         return cli_fail(cli, error);
     }

@@ -22,6 +22,21 @@ static json_t *link_args(const struct qv_image_handle *handle, const struct job_
     return args;
 }
 
+/* The data file of the link added last. */
+static bool add_data_file(const struct qv_image_handle *h, const struct job_attach *how,
+                          json_t *chain, struct job_attach_args *a, GError **error)
+{
+    json_t *last = json_array_get(chain, json_array_size(chain) - 1);
+
+    if (a->nfds == QV_CONTROL_FDS_MAX - 1) {
+        return qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: too many files behind it",
+                       h->record->name);
+    }
+    json_object_set_new(last, "data_file", link_args(h->data_file, how, a->nfds));
+    a->fds[a->nfds++] = h->data_file->fd;
+    return true;
+}
+
 bool job_attach_args(const struct qv_image_handle *handle, const struct job_attach *how,
                      struct job_attach_args *out, GError **error)
 {
@@ -36,6 +51,9 @@ bool job_attach_args(const struct qv_image_handle *handle, const struct job_atta
         }
         json_array_append_new(chain, link_args(h, how, a.nfds));
         a.fds[a.nfds++] = h->fd;
+        if (h->data_file != NULL && !add_data_file(h, how, chain, &a, error)) {
+            return false;
+        }
     }
     a.args = json_pack("{s:s, s:o, s:b, s:s, s:s, s:I, s:O}", "id", how->id, "name",
                        qv_json_string_or_null(handle->record->name), "discard", how->discard,

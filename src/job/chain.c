@@ -37,15 +37,15 @@ static bool co_probe(void *arg, GError **error)
 static bool refuse_reference(const char *name, const char *what, const char *file, GError **error)
 {
     qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: it names the %s file \"%s\"", name, what, file);
-    qv_error_hint(error, strcmp(what, "backing") == 0
-                             ? "a foreign image could name any file of this host; --backing-root "
-                               "DIR follows what lies in DIR"
-                             : "make it whole first, with qemu-img convert");
+    qv_error_hint(error, "a foreign image could name any file of this host; --backing-root DIR "
+                         "follows what lies in DIR");
     return false;
 }
 
-/* The real path of @file, named inside the image @above: NULL when it is not in @root. */
-static char *resolve(const char *above, const char *file, const char *root, GError **error)
+/* The real path of the @what file @file, named inside the image @above: NULL when it is not in
+ * @root. */
+static char *resolve(const char *above, const char *what, const char *file, const char *root,
+                     GError **error)
 {
     const char *colon = strchr(file, ':'), *slash = strchr(file, '/');
     g_autofree char *dir = g_path_get_dirname(above);
@@ -60,18 +60,18 @@ static char *resolve(const char *above, const char *file, const char *root, GErr
     }
     if (colon != NULL && (slash == NULL || colon < slash)) {
         /* QEMU would take it as a protocol, or as options: never a plain file. */
-        qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: backing file \"%s\" is not a plain file", above,
+        qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: %s file \"%s\" is not a plain file", above, what,
                 file);
         return NULL;
     }
     real = realpath(path, NULL);
     if (real == NULL) {
-        qv_fail_errno(error, errno, "%s: backing file \"%s\"", above, file);
+        qv_fail_errno(error, errno, "%s: %s file \"%s\"", above, what, file);
         return NULL;
     }
     len = strcmp(real_root, "/") == 0 ? 0 : strlen(real_root);
     if (strncmp(real, real_root, len) != 0 || real[len] != '/') {
-        qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: backing file \"%s\" is not in %s", above, file,
+        qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: %s file \"%s\" is not in %s", above, what, file,
                 real_root);
         return NULL;
     }
@@ -106,15 +106,20 @@ static bool check_length(const struct qv_image_handle *handle, GError **error)
     return true;
 }
 
-static bool open_below(struct qv_catalog *catalog, const struct qv_image_handle *above,
-                       const struct qcow2_info *info, const char *root,
-                       struct qv_image_handle **out, GError **error)
+/* What is followed, and for whom. */
+struct chain {
+    struct qv_catalog *catalog;
+    const char *root, *kind;
+};
+
+static bool open_below(const struct chain *chain, const struct qv_image_handle *above,
+                       const struct qcow2_info *info, struct qv_image_handle **out, GError **error)
 {
     QV_CLEANUP(qv_image_record_freep)
     struct qv_image_record *record = g_new0(struct qv_image_record, 1);
     const char *name = above->record->name, *format = info->backing_format;
 
-    if (root == NULL) {
+    if (chain->root == NULL) {
         return refuse_reference(name, "backing", info->backing_file, error);
     }
     if (format == NULL) {
@@ -129,17 +134,44 @@ static bool open_below(struct qv_catalog *catalog, const struct qv_image_handle 
                        "%s: its backing file has the format \"%s\", which is not supported", name,
                        format);
     }
-    record->path = resolve(above->record->path, info->backing_file, root, error);
+    record->path = resolve(above->record->path, "backing", info->backing_file, chain->root, error);
     if (record->path == NULL) {
         return false;
     }
     record->name = g_strdup(record->path);
     record->format = g_strdup(format);
-    return qv_catalog_image_open(catalog, record, QV_LOCK_READ, "command", "import", 0, out, error);
+    return qv_catalog_image_open(chain->catalog, record, QV_LOCK_READ, chain->kind, "backing", 0,
+                                 out, error);
+}
+
+/* The data file of @handle, which is of no format and has no length of its own to respect. */
+static bool open_data_file(const struct chain *chain, struct qv_image_handle *handle,
+                           const struct qcow2_info *info, GError **error)
+{
+    QV_CLEANUP(qv_image_record_freep)
+    struct qv_image_record *record = g_new0(struct qv_image_record, 1);
+    const char *name = handle->record->name;
+
+    if (info->data_file == NULL) {
+        return qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: it does not say which its data file is",
+                       name);
+    }
+    if (chain->root == NULL) {
+        return refuse_reference(name, "data", info->data_file, error);
+    }
+    record->path = resolve(handle->record->path, "data", info->data_file, chain->root, error);
+    if (record->path == NULL) {
+        return false;
+    }
+    record->name = g_strdup(record->path);
+    record->format = g_strdup("raw");
+    return qv_catalog_image_open(chain->catalog, record,
+                                 handle->readonly ? QV_LOCK_READ : QV_LOCK_WRITE, chain->kind,
+                                 "data file", 0, &handle->data_file, error);
 }
 
 /* One step down; *@next NULL: the chain ends here. */
-static bool step(struct qv_catalog *catalog, struct qv_image_handle *handle, const char *root,
+static bool step(const struct chain *chain, struct qv_image_handle *handle,
                  struct qv_image_handle **next, unsigned *snapshots, GError **error)
 {
     struct probe probe = {.handle = handle};
@@ -153,24 +185,25 @@ static bool step(struct qv_catalog *catalog, struct qv_image_handle *handle, con
         return false;
     }
     *snapshots = probe.info.snapshots;
-    if (probe.info.data_file != NULL) {
-        ok = refuse_reference(handle->record->name, "data", probe.info.data_file, error);
-    } else if (probe.info.backing_file != NULL) {
-        ok = open_below(catalog, handle, &probe.info, root, next, error);
+    if (probe.info.needs_data_file) {
+        ok = open_data_file(chain, handle, &probe.info, error);
+    }
+    if (ok && probe.info.backing_file != NULL) {
+        ok = open_below(chain, handle, &probe.info, next, error);
     }
     qcow2_info_clear(&probe.info);
     return ok;
 }
 
 bool qv_chain_open(struct qv_catalog *catalog, struct qv_image_handle *handle, const char *root,
-                   GError **error)
+                   const char *kind, GError **error)
 {
+    struct chain chain = {.catalog = catalog, .root = root, .kind = kind};
     struct qv_image_handle *last = handle, *next;
-
     unsigned snapshots = 0;
 
-    for (unsigned depth = 0; step(catalog, last, root, &next, &snapshots, error); depth++) {
-        if (depth == 0 && snapshots > 0) {
+    for (unsigned depth = 0; step(&chain, last, &next, &snapshots, error); depth++) {
+        if (depth == 0 && snapshots > 0 && strcmp(kind, "command") == 0) {
             qv_warn("%s: only its present content is copied, not its %u snapshot%s",
                     handle->record->name, snapshots, snapshots == 1 ? "" : "s");
         }

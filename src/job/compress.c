@@ -29,6 +29,7 @@ static bool co_begin(void *arg, GError **error)
         .size = c->opts->size,
         .cluster_size = c->opts->cluster_size,
         .zstd = g_strcmp0(c->opts->compression, "zstd") == 0,
+        .extended_l2 = c->opts->extended_l2,
     };
     int flags = fcntl(c->fd, F_GETFL);
     int copy = fcntl(c->fd, F_DUPFD_CLOEXEC, 0);

@@ -199,7 +199,8 @@ bool qv_job_convert(struct qv_catalog *catalog, const struct qv_image_record *so
     }
     return qv_catalog_image_open(catalog, source, QV_LOCK_READ, "command", "convert", 0, &handle,
                                  error) &&
-           (source->pool != NULL || qv_chain_open(catalog, handle, backing_root, error)) &&
+           (source->pool != NULL ||
+            qv_chain_open(catalog, handle, backing_root, "command", error)) &&
            with_source(handle, NULL, opts, make_image, catalog, watch, error);
 }
 
@@ -250,7 +251,7 @@ bool qv_job_import(struct qv_catalog *catalog, const char *path, const char *for
     record->path = g_canonicalize_filename(path, NULL);
     return qv_catalog_image_open(catalog, record, QV_LOCK_READ, "command", "import", 0, &handle,
                                  error) &&
-           qv_chain_open(catalog, handle, backing_root, error) &&
+           qv_chain_open(catalog, handle, backing_root, "command", error) &&
            with_source(handle, NULL, &as, make_image, catalog, watch, error);
 }
 

@@ -64,6 +64,9 @@ static bool check_raw(const struct qv_create_opts *opts, GError **error)
     if (opts->compression != NULL) {
         return qv_fail(error, QV_ERROR_USAGE, "--compression: raw images are not compressed");
     }
+    if (opts->extended_l2) {
+        return qv_fail(error, QV_ERROR_USAGE, "--extended-l2: raw images have no clusters");
+    }
     if (opts->compress) {
         return qv_fail(error, QV_ERROR_USAGE, "--compress: raw images are not compressed");
     }
@@ -80,6 +83,9 @@ static bool check_qcow2(const struct qv_create_opts *opts, GError **error)
     if (cluster != 0 && (!qv_is_pow2(cluster) || cluster < 512 || cluster > 2 * QV_MIB)) {
         return qv_fail(error, QV_ERROR_USAGE,
                        "--cluster-size: must be a power of two from 512 to 2M");
+    }
+    if (opts->extended_l2 && cluster != 0 && cluster < 16 * QV_KIB) {
+        return qv_fail(error, QV_ERROR_USAGE, "--extended-l2: clusters must have 16K at least");
     }
     if (opts->compress && prealloc_of(opts) != QV_PREALLOC_OFF) {
         return qv_fail(error, QV_ERROR_USAGE, "--compress and --prealloc exclude each other");
@@ -231,6 +237,7 @@ bool qv_create_format(int fd, const struct qv_create_opts *opts, const char *whe
         .size = opts->size,
         .cluster_size = opts->cluster_size,
         .zstd = g_strcmp0(opts->compression, "zstd") == 0,
+        .extended_l2 = opts->extended_l2,
         .backing_file = opts->backing_file,
         .backing_format = opts->backing_format,
         .prealloc = prealloc == QV_PREALLOC_METADATA ? QCOW2_PREALLOC_METADATA

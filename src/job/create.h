@@ -26,7 +26,8 @@ struct qv_create_opts {
     const char *compression; /* qcow2: "zlib", "zstd"; NULL: zlib */
     const char *backing;     /* IMAGE of the catalogue to stand on; NULL: none */
     const char *backing_file, *backing_format; /* what the file says of it: set by clone.c */
-    bool compress; /* qcow2, of a copy: its content is stored compressed */
+    bool compress;    /* qcow2, of a copy: its content is stored compressed */
+    bool extended_l2; /* qcow2: allocates sub-clusters */
 };
 
 /** qv_job_create - a new, empty image in the catalogue; on failure nothing is left. */

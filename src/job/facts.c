@@ -17,6 +17,7 @@ void qv_image_facts_free(struct qv_image_facts *facts)
         qv_image_record_free(facts->record);
         qv_lock_owner_clear(&facts->owner);
         g_free(facts->backing);
+        g_free(facts->data_file);
         if (facts->snapshots != NULL) {
             g_ptr_array_unref(facts->snapshots);
         }
@@ -49,6 +50,8 @@ static bool co_probe(struct qv_node *file, struct qv_image_facts *facts, GError 
     facts->cluster_size = info.cluster_size;
     facts->compression = info.zstd ? "zstd" : "zlib";
     facts->backing = g_strdup(info.backing_file);
+    facts->data_file = g_strdup(info.data_file);
+    facts->extended_l2 = info.extended_l2;
     facts->dirty = info.dirty;
     facts->corrupt = info.corrupt;
     qcow2_info_clear(&info);

@@ -14,7 +14,9 @@ struct qv_image_facts {
     uint64_t cluster_size;   /* 0: none */
     const char *compression; /* NULL: none; static */
     char *backing;           /* as the file names it; NULL: none; owned */
-    GPtrArray *snapshots;    /* struct qcow2_snapshot *; owned; NULL: not known */
+    char *data_file;         /* the same of its data file */
+    bool extended_l2;
+    GPtrArray *snapshots; /* struct qcow2_snapshot *; owned; NULL: not known */
     bool dirty, corrupt;
     bool locked, owner_known;
     struct qv_lock_owner owner;

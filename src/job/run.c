@@ -73,6 +73,7 @@ static void spec_free(struct qv_image_spec *spec, bool close_fds)
     while (spec != NULL) {
         struct qv_image_spec *next = spec->backing;
 
+        spec_free(spec->data_file, close_fds);
         if (close_fds) {
             qv_close_fd(&spec->fd);
         }
@@ -96,7 +97,11 @@ static struct qv_image_spec *spec_new(const struct qv_image_handle *handle,
     if (spec->fd >= 0 && handle->backing != NULL) {
         spec->backing = spec_new(handle->backing, cache, error);
     }
-    if (spec->fd < 0 || (handle->backing != NULL && spec->backing == NULL)) {
+    if (spec->fd >= 0 && handle->data_file != NULL) {
+        spec->data_file = spec_new(handle->data_file, cache, error);
+    }
+    if (spec->fd < 0 || (handle->backing != NULL && spec->backing == NULL) ||
+        (handle->data_file != NULL && spec->data_file == NULL)) {
         spec_free(spec, true);
         return NULL;
     }

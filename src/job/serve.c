@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 
 #include "base/log.h"
+#include "job/chain.h"
 #include "job/serve_int.h"
 
 /* For writing out what is cached, on slow storage too; the helper gives up before. */
@@ -225,7 +226,10 @@ bool job_serve(struct qv_catalog *catalog, const struct qv_image_record *record,
                                error)) {
         return false;
     }
-    ok = start(&s, error) && run(&s, catalog, error);
+    /* What an image of the catalogue stands on is open by now. */
+    ok = (record->pool != NULL ||
+          qv_chain_open(catalog, s.image, opts->backing_root, "serve", error)) &&
+         start(&s, error) && run(&s, catalog, error);
     if (!ok && error != NULL && !g_str_has_prefix((*error)->message, record->name)) {
         g_prefix_error(error, "%s: ", record->name);
     }

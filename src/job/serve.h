@@ -13,6 +13,9 @@ struct job_serve_opts {
     const char *socket;   /* path to listen at */
     unsigned queues;      /* vhost-user-blk: 1..64 */
     bool readonly;
+    /* What an image that is a plain file names as its backing and data files is followed into this
+     * folder (see qv_chain_open); NULL: refused. */
+    const char *backing_root;
     const char *snapshot; /* this one, a name or an ID; needs readonly; NULL: the disk */
     const char *cache;    /* none, writeback, writethrough; NULL: none where O_DIRECT works, else
                              writeback */

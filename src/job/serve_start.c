@@ -122,10 +122,16 @@ static GPtrArray *nbdkit_argv(const struct serve *s, const char *plugin, int *fd
     for (const struct qv_image_handle *h = s->image; h != NULL && *nfds < QV_CONTROL_FDS_MAX;
          h = h->backing) {
         add_image(argv, h, s->opts, NBD_FIRST_FD + (int)*nfds);
+        if (h->data_file != NULL && *nfds + 1 < QV_CONTROL_FDS_MAX) {
+            g_ptr_array_add(argv, g_strdup_printf("data-fd=%d", NBD_FIRST_FD + (int)*nfds + 1));
+        }
         if (h == s->image && s->opts->snapshot != NULL) {
             g_ptr_array_add(argv, g_strdup_printf("snapshot=%s", s->opts->snapshot));
         }
         fds[(*nfds)++] = h->fd;
+        if (h->data_file != NULL && *nfds < QV_CONTROL_FDS_MAX) {
+            fds[(*nfds)++] = h->data_file->fd;
+        }
     }
     g_ptr_array_add(argv, g_strdup_printf("discard=%s", s->opts->discard ? "true" : "false"));
     g_ptr_array_add(argv, g_strdup_printf("threads=%u", MIN(usable_cpus(), 4u)));

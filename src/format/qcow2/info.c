@@ -28,6 +28,7 @@ void qcow2_info_from_header(const struct qcow2_header *h, struct qcow2_info *out
         .extended_l2 = qcow2_has_extl2(h),
         .backing_file = g_strdup(h->backing_file),
         .backing_format = g_strdup(h->backing_format),
+        .needs_data_file = (h->incompatible_features & QCOW2_INCOMPAT_DATA_FILE) != 0,
         .data_file = g_strdup(h->data_file),
         .snapshots = h->nb_snapshots,
     };

@@ -64,7 +64,8 @@ struct qcow2_info {
     bool zstd, dirty, corrupt, lazy_refcounts, extended_l2;
     char *backing_file;   /* owned, NULL: none */
     char *backing_format; /* owned, NULL: not stated */
-    char *data_file;      /* owned, NULL: none */
+    bool needs_data_file; /* its data is in a file of its own */
+    char *data_file;      /* owned, NULL: none, or not stated */
     uint32_t snapshots;
 };
 void qcow2_info_clear(struct qcow2_info *info);

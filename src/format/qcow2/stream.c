@@ -189,11 +189,19 @@ static void set_entry(struct qcow2_stream *s, uint64_t guest, uint64_t entry)
 {
     unsigned l2_bits = qcow2_l2_bits(&s->h);
     qv_be64 **table = &s->l2[guest >> l2_bits];
+    uint64_t i = guest & ((UINT64_C(1) << l2_bits) - 1);
 
     if (*table == NULL) {
-        *table = g_new0(qv_be64, UINT64_C(1) << l2_bits);
+        *table = g_malloc0(s->cs);
     }
-    (*table)[guest & ((UINT64_C(1) << l2_bits) - 1)] = qv_be64_make(entry);
+    if (!qcow2_has_extl2(&s->h)) {
+        (*table)[i] = qv_be64_make(entry);
+        return;
+    }
+    (*table)[2 * i] = qv_be64_make(entry);
+    if ((entry & QCOW2_OFLAG_COMPRESSED) == 0) {
+        (*table)[2 * i + 1] = qv_be64_make(QCOW2_SUB_ALL_ALLOC);
+    }
 }
 
 /* A new extent to fill; the old one, if any, goes to the front of *@full. */

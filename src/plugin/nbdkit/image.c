@@ -106,6 +106,9 @@ static void close_spec(const struct qv_image_spec *spec)
         int fd = spec->fd;
 
         qv_close_fd(&fd);
+        if (spec->data_file != NULL) {
+            close_spec(spec->data_file);
+        }
     }
 }
 

@@ -88,6 +88,29 @@ static int config_file(const char *value)
     return 0;
 }
 
+/* Where the image begun last keeps its data. */
+static int config_data_fd(const char *value)
+{
+    struct qv_image_spec *data;
+    int fd;
+
+    if (params.last == NULL || params.last->data_file != NULL) {
+        nbdkit_error("data-fd=%s: must follow file= or fd=, once", value);
+        return -1;
+    }
+    if (nbdkit_parse_int("data-fd", value, &fd) < 0) {
+        return -1;
+    }
+    data = g_new0(struct qv_image_spec, 1);
+    *data = *params.last;
+    data->backing = NULL;
+    data->format = "raw";
+    data->snapshot = NULL;
+    data->fd = fd;
+    params.last->data_file = data;
+    return 0;
+}
+
 /* Settings of the image begun last. */
 static int config_image(const char *key, const char *value)
 {
@@ -143,6 +166,9 @@ static int plugin_config(const char *key, const char *value)
         begin_image()->fd = fd;
         return 0;
     }
+    if (strcmp(key, "data-fd") == 0) {
+        return config_data_fd(value);
+    }
     if (strcmp(key, "control-fd") == 0) {
         return nbdkit_parse_int("control-fd", value, &params.control_fd);
     }
@@ -175,6 +201,9 @@ static int plugin_config_complete(void)
         }
         if (spec->fd >= 0) {
             fcntl(spec->fd, F_SETFD, FD_CLOEXEC);
+        }
+        if (spec->data_file != NULL) {
+            fcntl(spec->data_file->fd, F_SETFD, FD_CLOEXEC);
         }
     }
     return 0;
@@ -425,6 +454,7 @@ static struct nbdkit_plugin plugin = {
                    "format=raw|qcow2  (required) after each image\n"
                    "readonly=BOOL cache=none|writeback|writethrough cache-required=BOOL\n"
                    "io=io_uring|native|threads name=TEXT  also belong to the image before them\n"
+                   "data-fd=N    after these: where that image keeps its data\n"
                    "discard=BOOL threads=N control-fd=N",
     .after_fork = plugin_after_fork,
     .cleanup = plugin_cleanup,
