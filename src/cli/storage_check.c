@@ -22,6 +22,9 @@ static void print_result(const char *name, const struct qv_check_result *result)
     for (guint i = 0; i < result->details->len; i++) {
         printf("%s\n", (const char *)result->details->pdata[i]);
     }
+    if (result->repaired > 0) {
+        printf("%s: repaired %" PRIu64 " errors\n", name, result->repaired);
+    }
     if (result->corruptions == 0 && result->leaks == 0) {
         printf("%s: clean, %" PRIu64 " of %" PRIu64 " clusters in use\n", name, result->allocated,
                result->clusters);
@@ -33,9 +36,6 @@ static void print_result(const char *name, const struct qv_check_result *result)
 
 static bool check_options(const struct cli_args *args, GError **error)
 {
-    if (cli_flag(args, "repair")) {
-        return qv_job_later("--repair", error);
-    }
     return !cli_flag(args, "data") || qv_job_later("--data", error);
 }
 
@@ -54,7 +54,7 @@ static int run(struct cli *cli, const struct cli_args *args)
     }
     progress = cli_progress_new(cli, "check");
     watch = cli_watch(progress);
-    ok = qv_job_check(cli->catalog, record, &watch, &result, &error);
+    ok = qv_job_check(cli->catalog, record, cli_flag(args, "repair"), &watch, &result, &error);
     cli_progress_free(progress);
     if (!ok) {
         return cli_fail(cli, error);
@@ -72,7 +72,12 @@ const struct cli_command cli_storage_check = {
     .args = "IMAGE",
     .summary = "verify an image's metadata",
     .details = CLI_IMAGE_OR_PATH
-    "\nExit status 0: clean; 5: corruption was found; 6: leaked space only, which is harmless.",
+    "\nExit status 0: clean; 5: corruption was found; 6: leaked space only, which is harmless.\n"
+    "--repair puts right what is found, and then ends with 0. Power loss meanwhile leaves the "
+    "image as "
+    "it was, or\nrepaired. What could be read before reads the same; what nothing can be read from "
+    "any "
+    "more becomes zeros.",
     .options = options,
     .fn = run,
 };

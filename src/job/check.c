@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "format/qcow2/repair.h"
 #include "format/qcow2/walk.h"
 
 #define PROGRESS_STEPS 10000u /* the walk tells a part of one */
@@ -18,6 +19,7 @@ void qv_check_result_clear(struct qv_check_result *result)
 }
 
 struct check {
+    bool repair;
     const struct qv_image_handle *handle;
     const struct qv_job_watch *watch;
     struct qv_check_result *out;
@@ -39,17 +41,19 @@ static bool co_check(void *arg, GError **error)
     struct qv_node *file;
     bool ok;
 
-    if (!qv_job_co_file(check->handle->fd, name, true, &file, error)) {
+    if (!qv_job_co_file(check->handle->fd, name, !check->repair, &file, error)) {
         return false;
     }
-    ok = qcow2_co_check_file(file, &found, walk_progress, check, error);
+    ok = check->repair ? qcow2_co_repair(file, &found, walk_progress, check, error)
+                       : qcow2_co_check_file(file, &found, walk_progress, check, error);
     qv_node_co_close_tree(file);
     if (!ok) {
         g_prefix_error(error, "%s: ", name);
         return false;
     }
-    check->out->corruptions = found.corruptions;
-    check->out->leaks = found.leaks;
+    check->out->corruptions = found.corruptions - found.corruptions_fixed;
+    check->out->leaks = found.leaks - found.leaks_fixed;
+    check->out->repaired = found.corruptions_fixed + found.leaks_fixed;
     check->out->allocated = found.allocated_clusters;
     check->out->clusters = found.total_clusters;
     for (guint i = 0; found.details != NULL && i < found.details->len; i++) {
@@ -59,18 +63,18 @@ static bool co_check(void *arg, GError **error)
     return true;
 }
 
-bool qv_job_check(struct qv_catalog *catalog, const struct qv_image_record *record,
+bool qv_job_check(struct qv_catalog *catalog, const struct qv_image_record *record, bool repair,
                   const struct qv_job_watch *watch, struct qv_check_result *out, GError **error)
 {
     QV_CLEANUP(qv_image_handle_freep) struct qv_image_handle *handle = NULL;
-    struct check check = {.watch = watch, .out = out};
+    struct check check = {.repair = repair, .watch = watch, .out = out};
     g_autoptr(GError) why = NULL;
 
     if (strcmp(record->format, "encrypted") == 0) {
         return qv_job_later("encrypted images", error);
     }
-    if (!qv_catalog_image_open(catalog, record, QV_LOCK_READ, "command", "check", 0, &handle,
-                               error)) {
+    if (!qv_catalog_image_open(catalog, record, repair ? QV_LOCK_WRITE : QV_LOCK_READ, "command",
+                               "check", 0, &handle, error)) {
         return false;
     }
     *out = (struct qv_check_result){.details = g_ptr_array_new_with_free_func(g_free)};
@@ -119,7 +123,7 @@ json_t *qv_check_json(const char *name, const struct qv_check_result *result)
                         json_boolean(result->corruptions == 0 && result->leaks == 0));
     json_object_set_new(json, "corruptions", qv_json_u64(result->corruptions));
     json_object_set_new(json, "leaks", qv_json_u64(result->leaks));
-    json_object_set_new(json, "repaired", json_integer(0));
+    json_object_set_new(json, "repaired", qv_json_u64(result->repaired));
     json_object_set_new(json, "sectors_checked", json_integer(0));
     json_object_set_new(json, "sectors_bad", json_array());
     json_object_set_new(json, "details", details);

@@ -4,6 +4,7 @@
  *   qcow2_tool create FILE SIZE CLUSTER_SIZE REFCOUNT_BITS VERSION PREALLOC [extended-l2] [raw]
  *                     [data=NAME]
  *   qcow2_tool check FILE      JSON with qemu-img's words; exit 0 clean, 2 corrupt, 3 leaks
+ *   qcow2_tool repair FILE     exit 0: clean now
  *   qcow2_tool rebuild FILE    as opening a dirty image for writing does
  */
 #include <fcntl.h>
@@ -16,6 +17,7 @@
 #include "base/error.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/rebuild.h"
+#include "format/qcow2/repair.h"
 #include "format/qcow2/walk.h"
 
 struct task {
@@ -69,6 +71,19 @@ static bool check(struct qv_node *file, int *rc, GError **error)
     return true;
 }
 
+static bool repair(struct qv_node *file, GError **error)
+{
+    struct qcow2_check c;
+
+    if (!qcow2_co_repair(file, &c, NULL, NULL, error)) {
+        return false;
+    }
+    printf("{\"corruptions\": %" PRIu64 ", \"leaks\": %" PRIu64 "}\n", c.corruptions_fixed,
+           c.leaks_fixed);
+    qcow2_check_clear(&c);
+    return true;
+}
+
 static void co_main(void *arg)
 {
     struct task *t = arg;
@@ -87,6 +102,8 @@ static void co_main(void *arg)
             ok = create(file, t->argc - 3, t->argv + 3, &error);
         } else if (strcmp(t->argv[1], "check") == 0) {
             ok = check(file, &t->rc, &error);
+        } else if (strcmp(t->argv[1], "repair") == 0) {
+            ok = repair(file, &error);
         } else if (strcmp(t->argv[1], "rebuild") == 0) {
             ok = qcow2_co_rebuild_dirty(file, NULL, &error);
         } else {
@@ -106,7 +123,7 @@ int main(int argc, char **argv)
     struct qv_thread *thread;
 
     if (argc < 3) {
-        fprintf(stderr, "usage: qcow2_tool create|check|rebuild FILE ...\n");
+        fprintf(stderr, "usage: qcow2_tool create|check|repair|rebuild FILE ...\n");
         return 1;
     }
     thread = qv_thread_new("tool", NULL);

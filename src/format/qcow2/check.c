@@ -19,7 +19,9 @@ static void compare_block(struct qcow2_walk *w, uint64_t first, const uint8_t *b
         if (block != NULL) {
             have = qcow2_refcount_get(block, w->header.refcount_order, k - first);
         }
-        qcow2_bit_put(w->is_one, k, have == 1);
+        if (have == 1) { /* a bit that stays clear costs no memory */
+            qcow2_bit_put(w->is_one, k, true);
+        }
         if (have > 0 || want > 0) {
             w->out->image_end = (k + 1) << w->header.cluster_bits;
         }
@@ -46,14 +48,12 @@ static bool co_compare(struct qcow2_walk *w, GError **error)
             return false;
         }
         compare_block(w, i << bits, offset != 0 ? w->buf : NULL);
-        if (w->progress != NULL) {
-            w->progress(w->progress_arg, 0.6 + 0.1 * (double)(i << bits) / (double)w->nb_clusters);
-        }
+        qcow2_walk_progress(w, 0.6 + 0.1 * (double)(i << bits) / (double)w->nb_clusters);
     }
     return true;
 }
 
-static bool co_check(struct qcow2_walk *w, GError **error)
+bool qcow2_co_walk_check(struct qcow2_walk *w, GError **error)
 {
     if (!qcow2_co_walk_data(w, error)) {
         return false;
@@ -62,9 +62,7 @@ static bool co_check(struct qcow2_walk *w, GError **error)
     if (!co_compare(w, error) || !qcow2_co_walk_copied(w, false, error)) {
         return false;
     }
-    if (w->progress != NULL) {
-        w->progress(w->progress_arg, 1.0);
-    }
+    qcow2_walk_progress(w, 1.0);
     return true;
 }
 
@@ -79,7 +77,7 @@ bool qcow2_co_check_file(struct qv_node *file, struct qcow2_check *out,
     ok = qcow2_co_walk_init(&w, file, &found, error);
     w.progress = progress;
     w.progress_arg = arg;
-    ok = ok && co_check(&w, error);
+    ok = ok && qcow2_co_walk_check(&w, error);
     qcow2_walk_clear(&w);
     if (!ok) {
         qcow2_check_clear(&found);

@@ -8,6 +8,8 @@
 
 /** qcow2_co_snapshots_write - puts the table with @list in a new place, into the header to be. */
 int qcow2_co_snapshots_write(struct qcow2_shadow *s, const GPtrArray *list);
+/** qcow2_snapshots_encode - the table's bytes, whole sectors; NULL: more than a table may have. */
+GByteArray *qcow2_snapshots_encode(const GPtrArray *list);
 /** qcow2_snapshot_set_extra - extra data from the fields; what is behind them stays. */
 void qcow2_snapshot_set_extra(struct qcow2_snapshot *snapshot);
 

@@ -139,6 +139,82 @@ bool qcow2_co_snapshots_read(struct qv_node *file, const struct qcow2_header *h,
     return true;
 }
 
+/* ---- a damaged table ---- */
+
+void qcow2_salvage_clear(struct qcow2_salvage *salvage)
+{
+    if (salvage->list != NULL) {
+        g_ptr_array_unref(salvage->list);
+    }
+    *salvage = (struct qcow2_salvage){0};
+}
+
+/* The entry at @pos; *@next: behind it. 0: it makes no sense, or runs past @end. */
+static int co_salvage_one(struct qv_node *file, const struct qcow2_header *h, uint64_t pos,
+                          uint64_t end, struct qcow2_salvage *out, uint64_t *next)
+{
+    struct qcow2_snapshot_entry e = {0};
+    struct qcow2_snapshot_disk d;
+    QV_CLEANUP(qv_freep) uint8_t *buf = NULL;
+    uint64_t extra, rest;
+    int ret;
+
+    if (!qv_range_inside(pos, sizeof(d), end)) {
+        return 0;
+    }
+    ret = qv_co_pread(file, pos, &d, sizeof(d));
+    if (ret != 0) {
+        return ret;
+    }
+    extra = qv_be32_get(d.extra_size);
+    e.l1_table_offset = qv_be64_get(d.l1_table_offset);
+    e.l1_size = qv_be32_get(d.l1_size);
+    e.id_size = qv_be16_get(d.id_size);
+    e.name_size = qv_be16_get(d.name_size);
+    e.extra_size = (uint32_t)qv_min_u64(extra, QCOW2_SNAPSHOT_EXTRA_MAX);
+    rest = e.id_size + e.name_size;
+    if (!qv_range_inside(pos, sizeof(d) + extra + rest, end)) {
+        return 0;
+    }
+    buf = qv_node_mem_alloc(sizeof(d) + e.extra_size + rest);
+    memcpy(buf, &d, sizeof(d));
+    ret = e.extra_size > 0 ? qv_co_pread(file, pos + sizeof(d), buf + sizeof(d), e.extra_size) : 0;
+    if (ret == 0 && rest > 0) {
+        ret = qv_co_pread(file, pos + sizeof(d) + extra, buf + sizeof(d) + e.extra_size, rest);
+    }
+    if (ret == 0) {
+        g_ptr_array_add(out->list, decode(buf, &e, h->size));
+        out->mended += extra > QCOW2_SNAPSHOT_EXTRA_MAX || (h->version >= 3 && extra < 16);
+        *next = pos + qv_align_up(sizeof(d) + extra + rest, 8);
+    }
+    return ret;
+}
+
+bool qcow2_co_snapshots_salvage(struct qv_node *file, const struct qcow2_header *h,
+                                struct qcow2_salvage *out, GError **error)
+{
+    uint64_t size = atomic_load(&file->size), pos = h->snapshots_offset;
+    uint64_t end = qv_min_u64(size, pos + QCOW2_SNAPSHOT_TABLE_MAX);
+
+    *out = (struct qcow2_salvage){.list = g_ptr_array_new_with_free_func(snapshot_free_item)};
+    for (uint32_t i = 0; i < h->nb_snapshots && out->missing == 0; i++) {
+        uint64_t next = 0;
+        int ret = co_salvage_one(file, h, pos, end, out, &next);
+
+        if (ret != 0) {
+            qcow2_salvage_clear(out);
+            return qv_fail_errno(error, ret, "cannot read the snapshot table");
+        }
+        if (next == 0) {
+            out->missing = h->nb_snapshots - i;
+        } else {
+            pos = next;
+        }
+    }
+    out->stored = pos - h->snapshots_offset;
+    return true;
+}
+
 /* Another process may be writing the image: what was read counts if the header has not changed
  * meanwhile. */
 bool qcow2_co_snapshot_probe(struct qv_node *file, GPtrArray **out, GError **error)

@@ -20,4 +20,17 @@ static_assert(sizeof(struct qcow2_snapshot_extra_disk) == 24, "layout is fixed b
 bool qcow2_co_snapshots_read(struct qv_node *file, const struct qcow2_header *h, GPtrArray **out,
                              uint64_t *stored, GError **error);
 
+/** What can be read of a damaged snapshot table. */
+struct qcow2_salvage {
+    GPtrArray *list;  /* of struct qcow2_snapshot *; owned. Their L1 tables are not checked */
+    uint64_t stored;  /* bytes of the table, as far as it was read */
+    uint32_t mended;  /* entries with more extra data than is allowed (cut) or less than needed */
+    uint32_t missing; /* entries that cannot be read */
+};
+
+/** qcow2_co_snapshots_salvage - free with qcow2_salvage_clear(). False: cannot read the file. */
+bool qcow2_co_snapshots_salvage(struct qv_node *file, const struct qcow2_header *h,
+                                struct qcow2_salvage *out, GError **error);
+void qcow2_salvage_clear(struct qcow2_salvage *salvage);
+
 #endif

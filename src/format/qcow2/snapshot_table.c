@@ -45,29 +45,39 @@ static void encode(GByteArray *out, const struct qcow2_snapshot *s)
     g_byte_array_append(out, zeros, (guint)(qv_align_up(out->len, 8) - out->len));
 }
 
+GByteArray *qcow2_snapshots_encode(const GPtrArray *list)
+{
+    g_autoptr(GByteArray) bytes = g_byte_array_new();
+    guint used;
+
+    for (guint i = 0; i < list->len; i++) {
+        encode(bytes, list->pdata[i]);
+        if (bytes->len > QCOW2_SNAPSHOT_TABLE_MAX) {
+            return NULL;
+        }
+    }
+    used = bytes->len;
+    g_byte_array_set_size(bytes, (guint)qv_align_up(used, QV_SECTOR_SIZE));
+    memset(bytes->data + used, 0, bytes->len - used);
+    return g_steal_pointer(&bytes);
+}
+
 int qcow2_co_snapshots_write(struct qcow2_shadow *s, const GPtrArray *list)
 {
     struct qcow2_image *img = s->img;
-    g_autoptr(GByteArray) bytes = g_byte_array_new();
+    g_autoptr(GByteArray) bytes = qcow2_snapshots_encode(list);
     uint64_t first, clusters;
-    guint used;
     int ret;
 
     s->next.nb_snapshots = list->len;
     s->next.snapshots_offset = 0;
-    for (guint i = 0; i < list->len; i++) {
-        encode(bytes, list->pdata[i]);
-        if (bytes->len > QCOW2_SNAPSHOT_TABLE_MAX) {
-            return -E2BIG;
-        }
+    if (bytes == NULL) {
+        return -E2BIG;
     }
     if (list->len == 0) {
         return 0;
     }
     clusters = qv_div_up(bytes->len, img->cluster_size);
-    used = bytes->len;
-    g_byte_array_set_size(bytes, (guint)qv_align_up(used, QV_SECTOR_SIZE));
-    memset(bytes->data + used, 0, bytes->len - used);
     ret = qcow2_shadow_co_alloc(s, clusters, true, &first);
     if (ret == 0) {
         s->next.snapshots_offset = first << img->cluster_bits;

@@ -70,6 +70,15 @@ uint64_t qcow2_tally_add(struct qcow2_tally *tally, uint64_t cluster, uint64_t n
     return n - take;
 }
 
+void qcow2_tally_sub(struct qcow2_tally *tally, uint64_t cluster, uint64_t n)
+{
+    if (tally->counts[cluster] < UINT16_MAX) {
+        tally->counts[cluster] = (uint16_t)(tally->counts[cluster] - n);
+    } else {
+        set_big(tally, cluster, qcow2_tally_get(tally, cluster) - n);
+    }
+}
+
 uint64_t qcow2_tally_end(const struct qcow2_tally *tally)
 {
     uint64_t i = tally->nb;

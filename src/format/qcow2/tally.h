@@ -30,6 +30,9 @@ uint64_t qcow2_tally_get(const struct qcow2_tally *tally, uint64_t cluster);
 /** qcow2_tally_add - @n more, up to @max. Returns how many of @n did not fit. */
 uint64_t qcow2_tally_add(struct qcow2_tally *tally, uint64_t cluster, uint64_t n, uint64_t max);
 
+/** qcow2_tally_sub - @n less, of at least as many. */
+void qcow2_tally_sub(struct qcow2_tally *tally, uint64_t cluster, uint64_t n);
+
 /** qcow2_tally_end - one past the last cluster that is referred to; 0: none. */
 uint64_t qcow2_tally_end(const struct qcow2_tally *tally);
 

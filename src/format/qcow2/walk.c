@@ -13,11 +13,16 @@
 
 #include "base/error.h"
 #include "block/node.h"
+#include "format/qcow2/header_areas.h"
+#include "format/qcow2/snapshot_list.h"
 #include "format/qcow2/tables.h"
 #include "format/qcow2/walk.h"
 #include "format/qcow2/walk_int.h"
 
 #define DETAILS_MAX 1000u
+/* Bytes of L1 tables that overlap something and are read all the same: each may be read as often as
+ * there are snapshots. */
+#define L1_BUDGET (UINT64_C(64) << 20)
 
 /* A table found in the snapshot table or the bitmap directory. */
 struct small_table {
@@ -70,61 +75,97 @@ void qcow2_leak(struct qcow2_check *out, const char *format, ...)
 
 /* ---- claiming ---- */
 
-/* @alone: stop at the first cluster that something else uses. */
-static enum qcow2_claim claim(struct qcow2_walk *w, const char *what, uint64_t offset, uint64_t len,
-                              uint64_t times, bool alone)
+static const char *use_name(unsigned use)
 {
-    uint64_t end, last;
+    return (use & QCOW2_USE_META) != 0         ? "metadata"
+           : (use & QCOW2_USE_L2) != 0         ? "an L2 table"
+           : (use & QCOW2_USE_REFCOUNTS) != 0  ? "a refcount block"
+           : (use & QCOW2_USE_COMPRESSED) != 0 ? "a compressed cluster"
+                                               : "a data cluster";
+}
+
+/* One cluster. Whether something that @use cannot stand beside uses it as well. */
+static bool claim_one(struct qcow2_walk *w, enum qcow2_use use, uint64_t k, uint64_t times)
+{
+    bool alone = (use & (QCOW2_USE_META | QCOW2_USE_REFCOUNTS)) != 0;
+    uint8_t was = w->kinds[k];
+    /* Data and compressed data in one cluster are odd, but nobody writes either in place. */
+    unsigned beside = alone                 ? 0u
+                      : use == QCOW2_USE_L2 ? QCOW2_USE_L2
+                                            : QCOW2_USE_DATA | QCOW2_USE_COMPRESSED;
+    bool clash = (was & QCOW2_USE_CLASSES & ~beside) != 0;
+
+    if (qcow2_tally_add(&w->tally, k, times, qcow2_refcount_max(&w->header)) > 0) {
+        w->kinds[k] |= QCOW2_USE_OVER;
+        qcow2_corruption(w->out, "cluster %" PRIu64 " is used more often than can be counted", k);
+        w->structure++;
+    }
+    if (clash && (was & use) != 0 && alone) {
+        w->kinds[k] |= QCOW2_USE_MULTI;
+    }
+    if (clash && !alone && (was & use) == 0) {
+        qcow2_corruption(w->out, "cluster %" PRIu64 " is %s and %s", k, use_name(use),
+                         use_name(was));
+        w->structure++;
+    }
+    w->kinds[k] |= (uint8_t)use;
+    return clash;
+}
+
+/* Whether all of it is in the file; its last cluster may be short. */
+static bool inside(const struct qcow2_walk *w, uint64_t offset, uint64_t len)
+{
+    uint64_t end;
+
+    return qv_add_u64(offset, len, &end) && (end - 1) >> w->header.cluster_bits < w->nb_clusters;
+}
+
+static enum qcow2_claim claim(struct qcow2_walk *w, const char *what, enum qcow2_use use,
+                              uint64_t offset, uint64_t len, uint64_t times)
+{
     enum qcow2_claim result = QCOW2_CLAIM_OK;
 
     if (len == 0) {
         return QCOW2_CLAIM_OK;
     }
-    /* The last cluster of a file may be short; what lies wholly past it does not exist. */
-    if (!qv_add_u64(offset, len, &end) || (end - 1) >> w->header.cluster_bits >= w->nb_clusters) {
-        qcow2_corruption(w->out, "%s at 0x%" PRIx64 " lies past the end of the file", what, offset);
+    if (!inside(w, offset, len)) {
+        qcow2_corruption(w->out, "%s at 0x%" PRIx64 " lies past the end of the file",
+                         what != NULL ? what : use_name(use), offset);
         w->structure++;
         return QCOW2_CLAIM_OUTSIDE;
     }
-    last = (end - 1) >> w->header.cluster_bits;
-    for (uint64_t k = offset >> w->header.cluster_bits; k <= last; k++) {
-        if (qcow2_tally_get(&w->tally, k) > 0) {
+    for (uint64_t k = offset >> w->header.cluster_bits;
+         k <= (offset + len - 1) >> w->header.cluster_bits; k++) {
+        if (claim_one(w, use, k, times)) {
             result = QCOW2_CLAIM_OVERLAP;
-        }
-        if (qcow2_tally_add(&w->tally, k, times, qcow2_refcount_max(&w->header)) > 0) {
-            qcow2_corruption(w->out, "cluster %" PRIu64 " is used more often than can be counted",
-                             k);
-            w->structure++;
-        }
-        if (alone && result == QCOW2_CLAIM_OVERLAP) {
-            break;
         }
     }
     return result;
 }
 
-enum qcow2_claim qcow2_walk_claim(struct qcow2_walk *w, const char *what, uint64_t offset,
+enum qcow2_claim qcow2_walk_claim(struct qcow2_walk *w, enum qcow2_use use, uint64_t offset,
                                   uint64_t len, uint64_t times)
 {
-    return claim(w, what, offset, len, times, false);
+    return claim(w, NULL, use, offset, len, times);
 }
 
-/* As claim, for what only one may own and which is followed: false when it must not be. */
-static bool claim_table(struct qcow2_walk *w, const char *what, uint64_t offset, uint64_t len)
+/* As claim, for what only one may own. Where it overlaps, it is reported once. */
+static enum qcow2_claim claim_table(struct qcow2_walk *w, const char *what, uint64_t offset,
+                                    uint64_t len)
 {
     enum qcow2_claim result;
 
     if (!qv_is_aligned(offset, qcow2_cluster_size(&w->header))) {
         qcow2_corruption(w->out, "%s at 0x%" PRIx64 " is not cluster aligned", what, offset);
         w->structure++;
-        return false;
+        return QCOW2_CLAIM_OUTSIDE;
     }
-    result = claim(w, what, offset, len, 1, true);
+    result = claim(w, what, QCOW2_USE_META, offset, len, 1);
     if (result == QCOW2_CLAIM_OVERLAP) {
         qcow2_corruption(w->out, "%s at 0x%" PRIx64 " overlaps other metadata", what, offset);
         w->structure++;
     }
-    return result == QCOW2_CLAIM_OK;
+    return result;
 }
 
 bool qcow2_co_walk_read(struct qcow2_walk *w, uint64_t offset, void *buf, uint64_t len,
@@ -158,7 +199,7 @@ static void l1_entry(struct qcow2_walk *w, uint64_t entry, bool active)
         w->structure++;
         return;
     }
-    if (qcow2_walk_claim(w, "L2 table", offset, qcow2_cluster_size(&w->header), 1) !=
+    if (qcow2_walk_claim(w, QCOW2_USE_L2, offset, qcow2_cluster_size(&w->header), 1) !=
         QCOW2_CLAIM_OUTSIDE) {
         qcow2_bit_put(w->l2_seen, offset >> w->header.cluster_bits, true);
         if (active) {
@@ -172,8 +213,18 @@ static bool co_walk_l1(struct qcow2_walk *w, const char *what, uint64_t offset, 
 {
     uint64_t bytes = (uint64_t)entries * 8;
 
-    if (!claim_table(w, what, offset, bytes)) {
+    switch (claim_table(w, what, offset, bytes)) {
+    case QCOW2_CLAIM_OUTSIDE:
         return true;
+    case QCOW2_CLAIM_OVERLAP: /* what it names is in use nevertheless */
+        if (w->l1_budget < bytes) {
+            return true;
+        }
+        w->l1_budget -= bytes;
+        break;
+    case QCOW2_CLAIM_OK:
+    default:
+        break;
     }
     for (uint64_t done = 0; done < bytes; done += QCOW2_WALK_CHUNK) {
         uint64_t n = qv_min_u64(bytes - done, QCOW2_WALK_CHUNK);
@@ -217,31 +268,29 @@ static void collect_l2s(struct qcow2_walk *w)
 /* Reads the snapshot table: claims it, and lists the L1 tables in @w->small_tables. */
 static bool co_read_snapshots(struct qcow2_walk *w, GError **error)
 {
-    uint64_t base = w->header.snapshots_offset, pos = 0, in_buf = 0, buf_at = 0;
+    struct qcow2_salvage found;
 
-    for (uint32_t i = 0; i < w->header.nb_snapshots; i++) {
-        struct qcow2_snapshot_entry e;
-        size_t need;
-        int rc = qcow2_snapshot_parse(w->buf + (pos - buf_at), in_buf - (pos - buf_at), &e, &need);
-
-        if (rc == -EAGAIN && base + pos < w->file_size && pos < QCOW2_SNAPSHOT_TABLE_MAX) {
-            buf_at = pos;
-            in_buf = QCOW2_WALK_CHUNK; /* holds the longest entry several times */
-            if (!qcow2_co_walk_read(w, base + pos, w->buf, in_buf, "snapshot table", error)) {
-                return false;
-            }
-            rc = qcow2_snapshot_parse(w->buf, in_buf, &e, &need);
-        }
-        if (rc < 0) {
-            qcow2_corruption(w->out, "snapshot table entry %" PRIu32 " is invalid", i);
-            w->structure++;
-            break;
-        }
-        struct small_table t = {e.l1_table_offset, e.l1_size};
-        g_array_append_val(w->small_tables, t);
-        pos += e.stored;
+    if (!qcow2_co_snapshots_salvage(w->file, &w->header, &found, error)) {
+        return false;
     }
-    claim_table(w, "snapshot table", base, pos);
+    for (guint i = 0; i < found.list->len; i++) {
+        const struct qcow2_snapshot *s = found.list->pdata[i];
+        struct small_table t = {s->l1_table_offset, s->l1_size};
+
+        g_array_append_val(w->small_tables, t);
+    }
+    if (found.mended > 0) {
+        qcow2_corruption(w->out, "%" PRIu32 " snapshot table entries have the wrong extra data",
+                         found.mended);
+        w->structure++;
+    }
+    if (found.missing > 0) {
+        qcow2_corruption(w->out, "snapshot table entry %u is invalid, and so is what follows",
+                         found.list->len);
+        w->structure++;
+    }
+    claim_table(w, "snapshot table", w->header.snapshots_offset, found.stored);
+    qcow2_salvage_clear(&found);
     return true;
 }
 
@@ -275,7 +324,8 @@ static bool co_read_bitmap_directory(struct qcow2_walk *w, GError **error)
     uint64_t len = w->header.bitmap_directory_size, pos = 0;
     QV_CLEANUP(qv_freep) uint8_t *dir = NULL;
 
-    if (!claim_table(w, "bitmap directory", w->header.bitmap_directory_offset, len)) {
+    if (claim_table(w, "bitmap directory", w->header.bitmap_directory_offset, len) !=
+        QCOW2_CLAIM_OK) {
         return true;
     }
     dir = qv_node_mem_alloc(qv_max_u64(len, 1)); /* 64 MiB at most, and inside the file */
@@ -312,7 +362,7 @@ static void bitmap_table_entry(struct qcow2_walk *w, uint64_t entry)
         qcow2_corruption(w->out, "bitmap table entry 0x%" PRIx64 " is invalid", entry);
         w->structure++;
     } else if (offset != 0) {
-        qcow2_walk_claim(w, "bitmap data", offset, qcow2_cluster_size(&w->header), 1);
+        claim_table(w, "bitmap data", offset, qcow2_cluster_size(&w->header));
     }
 }
 
@@ -329,7 +379,7 @@ static bool co_walk_bitmaps(struct qcow2_walk *w, GError **error)
         struct small_table *t = &g_array_index(w->small_tables, struct small_table, i);
         uint64_t bytes = (uint64_t)t->entries * 8;
 
-        if (!claim_table(w, "bitmap table", t->offset, bytes)) {
+        if (claim_table(w, "bitmap table", t->offset, bytes) != QCOW2_CLAIM_OK) {
             continue;
         }
         for (uint64_t done = 0; done < bytes; done += QCOW2_WALK_CHUNK) {
@@ -377,7 +427,8 @@ static void refcount_block(struct qcow2_walk *w, uint64_t i)
     } else {
         uint64_t structure = w->structure;
 
-        result = qcow2_walk_claim(w, "refcount block", offset, qcow2_cluster_size(&w->header), 1);
+        result =
+            qcow2_walk_claim(w, QCOW2_USE_REFCOUNTS, offset, qcow2_cluster_size(&w->header), 1);
         w->structure = structure; /* rebuilding the refcounts does mend it */
         if (result == QCOW2_CLAIM_OVERLAP) {
             qcow2_corruption(w->out, "refcount block %" PRIu64 " overlaps something else", i);
@@ -395,7 +446,9 @@ void qcow2_walk_refcounts(struct qcow2_walk *w)
 {
     uint64_t bytes = w->nb_refcount_table * 8, structure = w->structure;
 
-    if (!claim_table(w, "refcount table", w->header.refcount_table_offset, bytes)) {
+    if (claim(w, "refcount table", QCOW2_USE_REFCOUNTS, w->header.refcount_table_offset, bytes,
+              1) != QCOW2_CLAIM_OK) {
+        qcow2_corruption(w->out, "the refcount table overlaps something else");
         w->structure = structure;
         w->refcounts_unusable = true;
     }
@@ -408,14 +461,36 @@ void qcow2_walk_refcounts(struct qcow2_walk *w)
 
 /* ---- all of it ---- */
 
-bool qcow2_co_walk_init(struct qcow2_walk *w, struct qv_node *file, struct qcow2_check *out,
-                        GError **error)
+void qcow2_walk_progress(const struct qcow2_walk *w, double done)
+{
+    if (w->progress != NULL) {
+        w->progress(w->progress_arg, w->progress_scale != 0 ? done * w->progress_scale : done);
+    }
+}
+
+static void take_header(struct qcow2_header *h, const struct qcow2_header *as)
+{
+    h->l1_table_offset = as->l1_table_offset;
+    h->l1_size = as->l1_size;
+    h->refcount_table_offset = as->refcount_table_offset;
+    h->refcount_table_clusters = as->refcount_table_clusters;
+    h->snapshots_offset = as->snapshots_offset;
+    h->nb_snapshots = as->nb_snapshots;
+    h->autoclear_features = as->autoclear_features;
+    h->has_bitmaps &= (as->autoclear_features & QCOW2_AUTOCLEAR_BITMAPS) != 0;
+}
+
+bool qcow2_co_walk_init_as(struct qcow2_walk *w, struct qv_node *file,
+                           const struct qcow2_header *as, struct qcow2_check *out, GError **error)
 {
     uint64_t bits;
 
-    *w = (struct qcow2_walk){.file = file, .out = out};
+    *w = (struct qcow2_walk){.file = file, .out = out, .l1_budget = L1_BUDGET};
     if (!qcow2_co_header_read(file, &w->header, error)) {
         return false;
+    }
+    if (as != NULL) {
+        take_header(&w->header, as);
     }
     w->file_size = atomic_load(&file->size);
     w->nb_clusters = qv_div_up(w->file_size, qcow2_cluster_size(&w->header));
@@ -426,13 +501,20 @@ bool qcow2_co_walk_init(struct qcow2_walk *w, struct qv_node *file, struct qcow2
     w->l2_seen = calloc(bits, 1);
     w->l2_active = calloc(bits, 1);
     w->is_one = calloc(bits, 1);
-    if (w->l2_seen == NULL || w->l2_active == NULL || w->is_one == NULL) {
+    w->kinds = calloc(w->nb_clusters + 1, 1);
+    if (w->kinds == NULL || w->l2_seen == NULL || w->l2_active == NULL || w->is_one == NULL) {
         return qv_fail_errno(error, ENOMEM, "maps of %" PRIu64 " clusters", w->nb_clusters);
     }
     w->buf = qv_node_mem_alloc(QCOW2_WALK_CHUNK);
     w->l2s = g_array_new(false, false, sizeof(struct qcow2_walk_l2));
     w->small_tables = g_array_new(false, false, sizeof(struct small_table));
     return co_read_refcount_table(w, error);
+}
+
+bool qcow2_co_walk_init(struct qcow2_walk *w, struct qv_node *file, struct qcow2_check *out,
+                        GError **error)
+{
+    return qcow2_co_walk_init_as(w, file, NULL, out, error);
 }
 
 void qcow2_walk_clear(struct qcow2_walk *w)
@@ -442,6 +524,7 @@ void qcow2_walk_clear(struct qcow2_walk *w)
     free(w->l2_seen);
     free(w->l2_active);
     free(w->is_one);
+    free(w->kinds);
     free(w->buf);
     g_free(w->refcount_table);
     if (w->l2s != NULL) {
@@ -456,11 +539,13 @@ void qcow2_walk_clear(struct qcow2_walk *w)
 bool qcow2_co_walk_data(struct qcow2_walk *w, GError **error)
 {
     const struct qcow2_header *h = &w->header;
+    struct qcow2_area areas[QCOW2_AREAS_MAX];
+    unsigned n = qcow2_header_areas(h, areas);
 
     w->out->total_clusters = qv_div_up(h->size, qcow2_cluster_size(h));
-    qcow2_walk_claim(w, "header", 0, qcow2_cluster_size(h), 1);
-    if (h->has_crypto) {
-        claim_table(w, "encryption header", h->crypto_offset, h->crypto_length);
+    qcow2_walk_claim(w, QCOW2_USE_META, 0, qcow2_cluster_size(h), 1);
+    for (unsigned i = 0; i < n; i++) {
+        claim_table(w, areas[i].what, areas[i].offset, areas[i].len);
     }
     if (!co_walk_l1(w, "L1 table", h->l1_table_offset, h->l1_size, true, error) ||
         !co_walk_snapshots(w, error)) {

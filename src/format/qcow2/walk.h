@@ -5,7 +5,7 @@
  * file meanwhile.
  *
  * Time is linear in the file: every L1, L2 and bitmap table is read once, however often it is
- * referred to. Memory: two bytes and three bits a cluster of the file, 16 bytes a distinct L2
+ * referred to. Memory: three bytes and three bits a cluster of the file, 16 bytes a distinct L2
  * table, and tables whose size the header's limits bound.
  */
 #ifndef QV_FORMAT_QCOW2_WALK_H
@@ -42,9 +42,12 @@ struct qcow2_walk {
 
     void (*progress)(void *arg, double done);
     void *progress_arg;
+    double progress_scale; /* the walk ends here; 0: at 1 */
 
     /* private */
     uint8_t *buf;         /* WALK_CHUNK bytes */
+    uint8_t *kinds;       /* enum qcow2_use (walk_int.h) per cluster */
+    uint64_t l1_budget;   /* bytes of overlapping L1 tables that are still followed */
     uint8_t *l2_seen;     /* bit per cluster */
     uint8_t *l2_active;   /* bit per cluster */
     GArray *small_tables; /* snapshots' L1s, or bitmaps' tables */
@@ -57,7 +60,16 @@ struct qcow2_walk {
  * qcow2_walk_clear(). @out must live as long; initialise it with qcow2_check_init(). */
 bool qcow2_co_walk_init(struct qcow2_walk *w, struct qv_node *file, struct qcow2_check *out,
                         GError **error);
+/** qcow2_co_walk_init_as - the same, but the tables, snapshots and features are those of @as, not
+ * those that the file's header names. */
+bool qcow2_co_walk_init_as(struct qcow2_walk *w, struct qv_node *file,
+                           const struct qcow2_header *as, struct qcow2_check *out, GError **error);
 void qcow2_walk_clear(struct qcow2_walk *w);
+
+/** qcow2_co_walk_check - all of it: counts, and compares with refcounts and COPIED flags. */
+bool qcow2_co_walk_check(struct qcow2_walk *w, GError **error);
+/** qcow2_walk_progress - @done: 0..1 of the walk. */
+void qcow2_walk_progress(const struct qcow2_walk *w, double done);
 
 /** qcow2_co_walk_data - counts all but the refcount structures. False: cannot read. */
 bool qcow2_co_walk_data(struct qcow2_walk *w, GError **error);

@@ -7,6 +7,20 @@
 
 #include "format/qcow2/walk.h"
 
+/* What a cluster is used for: bits of w->kinds. */
+enum qcow2_use {
+    QCOW2_USE_META = 1, /* header, L1 and snapshot tables, bitmaps: one user, written in place */
+    QCOW2_USE_COMPRESSED = 2,
+    QCOW2_USE_L2 = 4,
+    QCOW2_USE_DATA = 8,
+    QCOW2_USE_REFCOUNTS = 16,
+    QCOW2_USE_MULTI = 32, /* two structures that need a place of their own */
+    QCOW2_USE_OVER = 64,  /* more references than a refcount can hold */
+};
+/* Of these a cluster may have one; or data and compressed data. */
+#define QCOW2_USE_CLASSES                                                                          \
+    (QCOW2_USE_META | QCOW2_USE_COMPRESSED | QCOW2_USE_L2 | QCOW2_USE_DATA | QCOW2_USE_REFCOUNTS)
+
 enum qcow2_claim {
     QCOW2_CLAIM_OK,
     QCOW2_CLAIM_OVERLAP, /* counted, but something else uses it as well */
@@ -14,8 +28,8 @@ enum qcow2_claim {
 };
 
 /** qcow2_walk_claim - counts @times references to each cluster that [@offset, @offset + @len)
- * touches. */
-enum qcow2_claim qcow2_walk_claim(struct qcow2_walk *w, const char *what, uint64_t offset,
+ * touches, and reports where the cluster has a use already that @use cannot stand beside. */
+enum qcow2_claim qcow2_walk_claim(struct qcow2_walk *w, enum qcow2_use use, uint64_t offset,
                                   uint64_t len, uint64_t times);
 
 /** qcow2_co_walk_l2s - counts what the tables of @w->l2s refer to. */

@@ -46,7 +46,7 @@ static void compressed(struct qcow2_walk *w, struct table *t, uint64_t i, struct
         return;
     }
     qcow2_compressed_range(w->header.cluster_bits, e.descriptor, &offset, &len);
-    qcow2_walk_claim(w, "compressed cluster", offset, len, t->l2->refs);
+    qcow2_walk_claim(w, QCOW2_USE_COMPRESSED, offset, len, t->l2->refs);
     if (t->l2->active) {
         w->out->allocated_clusters++;
         w->out->compressed_clusters++;
@@ -98,7 +98,7 @@ static void standard(struct qcow2_walk *w, struct table *t, uint64_t i, struct e
         structure(w, t, i, "data cluster is not cluster aligned");
     }
     if (!data_file) {
-        qcow2_walk_claim(w, "data cluster", host, cs, t->l2->refs);
+        qcow2_walk_claim(w, QCOW2_USE_DATA, host, cs, t->l2->refs);
     }
 }
 
@@ -167,9 +167,7 @@ static bool co_each_table(struct qcow2_walk *w, bool active_only, double from, d
                 return false;
             }
         }
-        if (w->progress != NULL) {
-            w->progress(w->progress_arg, from + (to - from) * i / w->l2s->len);
-        }
+        qcow2_walk_progress(w, from + (to - from) * i / w->l2s->len);
     }
     return true;
 }
