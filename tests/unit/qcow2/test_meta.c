@@ -291,7 +291,7 @@ static void test_check_finds_two_users_of_a_cluster(void **state)
 
     (void)state;
     put64(&i.file, i.l2 + 8 * 5, i.l1 | QCOW2_OFLAG_COPIED); /* data over the L1 table */
-    expect(&i.file, 2, 1); /* that, and the refcount */
+    expect(&i.file, 2, 1);                                   /* that, and the refcount */
     put64(&i.file, i.l2 + 8 * 5, i.rb | QCOW2_OFLAG_COPIED); /* ... a refcount block: twice */
     expect(&i.file, 2, 1);
     mem_file_clear(&i.file);
