@@ -57,6 +57,7 @@ static void submit_child(struct qv_node *node, struct qv_io *io, const struct qv
     child->op = io->op;
     child->offset = extent->host;
     child->len = io->len;
+    child->guest = io->offset;
     child->iov = io->iov;
     child->iovcnt = io->iovcnt;
     child->parent = io;
@@ -154,8 +155,12 @@ static struct segment *segment_new(struct batch *batch, uint64_t done, uint64_t 
     memset(seg, 0, sizeof(*seg));
     qv_iov_slice(io->iov, io->iovcnt, done, len, seg->iov, n);
     seg->batch = batch;
-    seg->io = (struct qv_io){
-        .op = io->op, .len = len, .iov = seg->iov, .iovcnt = n, .done = segment_done};
+    seg->io = (struct qv_io){.op = io->op,
+                             .len = len,
+                             .guest = io->offset + done,
+                             .iov = seg->iov,
+                             .iovcnt = n,
+                             .done = segment_done};
     return seg;
 }
 

@@ -48,7 +48,8 @@ enum qv_io_flags {
 struct qv_io {
     enum qv_op op;
     uint32_t flags;
-    uint64_t offset, len;    /* bytes; both 0 for FLUSH */
+    uint64_t offset, len; /* bytes; both 0 for FLUSH */
+    uint64_t guest; /* child of a format's request: the guest offset of @offset; else unused */
     const struct iovec *iov; /* READ, WRITE: sums up to len; guest memory, used in place */
     int iovcnt;
     int result; /* set before @done */

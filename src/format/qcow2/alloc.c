@@ -238,14 +238,17 @@ static int co_write_part(struct fill *f, uint64_t from, uint64_t to)
 {
     struct qv_node *file = qcow2_data_node(f->img);
     uint64_t end = atomic_load(&file->size);
+    /* Sealed ones that are taken from the stock always read as zeros. */
+    bool zero = f->a->zero || (f->img->seal != NULL && !f->a->in_place);
 
     if (f->img->node.data_file != NULL) { /* it need not hold all of the last cluster */
         to = qv_min_u64(to, end > f->host ? end - f->host : 0);
     }
-    if (from >= to || (f->a->zero && is_zero(f->buf + from, to - from))) {
+    if (from >= to || (zero && is_zero(f->buf + from, to - from))) {
         return 0;
     }
-    return qv_co_pwrite(file, f->host + from, f->buf + from, to - from);
+    return qcow2_co_data_write(f->img, (f->guest << f->img->cluster_bits) + from, f->host + from,
+                               f->buf + from, to - from);
 }
 
 /* Whether sub-cluster @sub must be filled where the write does not cover it. */
@@ -288,6 +291,23 @@ static int co_fill_range(struct fill *f, uint64_t from, uint64_t to)
     return ret;
 }
 
+/* The same for a sealed cluster: sectors move along as they are, those too that the write covers in
+ * part; it reads them there. */
+static int co_copy_sealed(struct fill *f, uint64_t head, uint64_t tail)
+{
+    struct qcow2_seal *seal = f->img->seal;
+    uint64_t guest = f->guest << f->img->cluster_bits;
+    uint64_t from = f->old.desc & QCOW2_L2_OFFSET_MASK, cs = f->img->cluster_size;
+    uint64_t end = qv_align_up(head, QCOW2_SEAL_SECTOR);
+    uint64_t start = qv_max_u64(qv_align_down(tail, QCOW2_SEAL_SECTOR), end);
+    int ret = end > 0 ? seal->ops->co_copy(seal, guest, from, f->host, end) : 0;
+
+    if (ret == 0 && start < cs) {
+        ret = seal->ops->co_copy(seal, guest + start, from + start, f->host + start, cs - start);
+    }
+    return ret;
+}
+
 /* Fills [0, @head) and [@tail, cluster size) of cluster number @n of @a. */
 static int co_fill_cluster(struct qcow2_image *img, const struct qcow2_alloc *a, uint64_t n,
                            uint64_t head, uint64_t tail)
@@ -303,6 +323,9 @@ static int co_fill_cluster(struct qcow2_image *img, const struct qcow2_alloc *a,
 
     if (head == 0 && tail == img->cluster_size) {
         return 0;
+    }
+    if (img->seal != NULL && qcow2_entry_kind(img, f.old.desc) == QCOW2_NORMAL) {
+        return co_copy_sealed(&f, head, tail);
     }
     f.buf = buf = qv_node_mem_alloc(img->cluster_size);
     ret = co_fill_range(&f, 0, head);

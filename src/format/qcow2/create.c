@@ -16,6 +16,7 @@
 #include "format/qcow2/header.h"
 #include "format/qcow2/layout.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/seal.h"
 
 #define CHUNK           (UINT64_C(2) << 20) /* bytes written at once; the largest cluster */
 #define ZERO_CHUNK      (UINT64_C(1) << 30)
@@ -27,9 +28,11 @@ struct creator {
     const struct qcow2_create_opts *opts;
     struct qcow2_header h;
     struct qcow2_layout layout;
-    uint64_t l2_at, nb_l2;     /* preallocation; entries of L1 in use */
-    uint64_t data_at, nb_data; /* preallocation; clusters */
-    uint8_t *buf;              /* CHUNK bytes */
+    uint64_t l2_at, nb_l2;       /* preallocation; entries of L1 in use */
+    uint64_t data_at, nb_data;   /* preallocation; clusters */
+    struct qcow2_seal_root root; /* sealed: the table, then its blocks */
+    uint64_t seal_clusters, nb_blocks;
+    uint8_t *buf; /* CHUNK bytes */
 };
 
 /* ---- what the image shall be ---- */
@@ -133,6 +136,45 @@ bool qcow2_header_for_new(const struct qcow2_create_opts *o, struct qcow2_header
     return true;
 }
 
+/* Room for what an encrypted image has besides: key areas, log, table and blocks. */
+static void plan_seal(struct creator *c, uint64_t clusters)
+{
+    const struct qcow2_seal_create *seal = c->opts->seal;
+    uint64_t cs = qcow2_cluster_size(&c->h);
+    uint64_t fixed = 2 * qv_div_up(seal->area_size, cs) + qv_div_up(seal->log_size, cs);
+    /* As much again as a disk that is allocated all over; should it grow past that, the table is
+     * made anew. */
+    uint64_t entries = 2 * qv_div_up(qv_div_up(c->h.size, cs), QCOW2_SEAL_BLOCK_CLUSTERS) + 16;
+    uint64_t table = qv_min_u64(qv_div_up(entries * 8, cs), QCOW2_SEAL_TABLE_MAX / cs);
+
+    if (c->opts->prealloc != QCOW2_PREALLOC_OFF) {
+        /* All of the file, these blocks and refcounts (at most an eighth) included. */
+        clusters += fixed + table + clusters / 8 + 64;
+        c->nb_blocks = qv_div_up(clusters + clusters / 64 + 64, QCOW2_SEAL_BLOCK_CLUSTERS);
+    }
+    c->root.generation = 1;
+    c->root.table_entries = table * cs / 8;
+    c->seal_clusters = fixed + table + c->nb_blocks;
+}
+
+/* Where that lies: from @at on. */
+static void place_seal(struct creator *c, uint64_t at)
+{
+    const struct qcow2_seal_create *seal = c->opts->seal;
+    struct qcow2_seal_ext *ext = &c->h.seal;
+    uint64_t cs = qcow2_cluster_size(&c->h);
+
+    c->h.has_seal = true;
+    c->h.incompatible_features |= QCOW2_INCOMPAT_QV_SEALED;
+    ext->area_size = seal->area_size;
+    ext->log_size = seal->log_size;
+    memcpy(ext->uuid, seal->uuid, sizeof(ext->uuid));
+    ext->area_offset[0] = at;
+    ext->area_offset[1] = at + qv_align_up(seal->area_size, cs);
+    ext->log_offset = ext->area_offset[1] + qv_align_up(seal->area_size, cs);
+    c->root.table_offset = ext->log_offset + qv_align_up(seal->log_size, cs);
+}
+
 static bool set_header(struct creator *c, GError **error)
 {
     struct qcow2_header *h = &c->h;
@@ -141,6 +183,14 @@ static bool set_header(struct creator *c, GError **error)
     if (!qcow2_header_for_new(c->opts, h, error)) {
         return false;
     }
+    if (c->opts->seal != NULL &&
+        (qcow2_has_extl2(h) || (h->incompatible_features & QCOW2_INCOMPAT_DATA_FILE) != 0)) {
+        return qv_fail(error, QV_ERROR_USAGE,
+                       "an encrypted image has neither extended L2 entries nor a data file");
+    }
+    if (c->opts->seal != NULL && h->cluster_bits < 12) {
+        return qv_fail(error, QV_ERROR_USAGE, "clusters of an encrypted image have at least 4 KiB");
+    }
     cs = qcow2_cluster_size(h);
     l1_clusters = qv_div_up((uint64_t)h->l1_size * 8, cs);
     if (c->opts->prealloc != QCOW2_PREALLOC_OFF) {
@@ -148,7 +198,11 @@ static bool set_header(struct creator *c, GError **error)
         c->nb_l2 = qcow2_l1_entries_for(h, h->size);
     }
     in_file = c->opts->data_file == NULL ? c->nb_data : 0;
-    if (!qcow2_layout_refcounts(h, 1 + l1_clusters + c->nb_l2 + in_file, &c->layout)) {
+    if (c->opts->seal != NULL) {
+        plan_seal(c, 1 + l1_clusters + c->nb_l2 + in_file);
+    }
+    if (!qcow2_layout_refcounts(h, 1 + l1_clusters + c->seal_clusters + c->nb_l2 + in_file,
+                                &c->layout)) {
         return qv_fail(error, QV_ERROR_USAGE,
                        "%" PRIu64 " bytes are too large for a refcount table with clusters of "
                        "%" PRIu64 " bytes",
@@ -157,7 +211,10 @@ static bool set_header(struct creator *c, GError **error)
     h->refcount_table_offset = cs;
     h->refcount_table_clusters = (uint32_t)c->layout.table_clusters;
     h->l1_table_offset = (1 + c->layout.table_clusters + c->layout.blocks) * cs;
-    c->l2_at = h->l1_table_offset + l1_clusters * cs;
+    if (c->opts->seal != NULL) {
+        place_seal(c, h->l1_table_offset + l1_clusters * cs);
+    }
+    c->l2_at = h->l1_table_offset + (l1_clusters + c->seal_clusters) * cs;
     c->data_at = c->opts->data_file == NULL ? c->l2_at + c->nb_l2 * cs : 0;
     return true;
 }
@@ -281,6 +338,19 @@ static bool co_prealloc_data(struct creator *c, GError **error)
     }
 }
 
+static bool co_write_seal(struct creator *c, GError **error)
+{
+    const struct qcow2_seal_create *seal = c->opts->seal;
+    uint64_t blocks_at;
+
+    if (seal == NULL) {
+        return true;
+    }
+    blocks_at = c->root.table_offset + c->root.table_entries * 8;
+    return co_write_table(c, c->root.table_offset, c->nb_blocks, TABLE_ENTRY, blocks_at, error) &&
+           seal->co_write(seal->arg, c->file, &c->h.seal, &c->root, error);
+}
+
 static bool co_write_header(struct creator *c, GError **error)
 {
     uint64_t cs = qcow2_cluster_size(&c->h);
@@ -304,7 +374,7 @@ bool qcow2_co_create(struct qv_node *file, const struct qcow2_create_opts *opts,
                         error) &&
          co_write_table(&c, c.l2_at, c.nb_data, qcow2_l2_entry_size(&c.h),
                         c.data_at | QCOW2_OFLAG_COPIED, error) &&
-         co_prealloc_data(&c, error) && co_write_header(&c, error);
+         co_write_seal(&c, error) && co_prealloc_data(&c, error) && co_write_header(&c, error);
     qcow2_header_clear(&c.h);
     free(c.buf);
     return ok;

@@ -261,6 +261,9 @@ static bool take_extension(uint32_t type, const uint8_t *data, uint32_t len, str
         return take_crypto(data, len, h, error);
     case QCOW2_EXT_FEATURE_NAMES:
         return take_features(data, len, h, error);
+    case QCOW2_EXT_SEAL:
+        h->has_seal = true;
+        return qcow2_seal_ext_parse(data, len, h->cluster_bits, &h->seal, error);
     default:
         keep_unknown(data, len, h);
         return true;

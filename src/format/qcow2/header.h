@@ -14,6 +14,7 @@
 
 #include "base/endian.h"
 #include "base/maths.h"
+#include "format/qcow2/seal.h"
 
 struct qv_node;
 
@@ -173,6 +174,8 @@ struct qcow2_header {
     uint64_t bitmap_directory_offset;
     bool has_crypto;
     uint64_t crypto_offset, crypto_length;
+    bool has_seal; /* encrypted, as format/encrypted does it */
+    struct qcow2_seal_ext seal;
 
     struct qcow2_feature_disk *features; /* owned: the image's own name table */
     uint32_t nb_features;

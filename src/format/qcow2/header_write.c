@@ -203,6 +203,12 @@ static void put_extensions(struct sink *s, const struct qcow2_header *h, enum na
                                           qv_be64_make(h->crypto_length)};
         put_ext(s, QCOW2_EXT_CRYPTO, &d, sizeof(d));
     }
+    if (h->has_seal) {
+        struct qcow2_seal_ext_disk d;
+
+        qcow2_seal_ext_make(&h->seal, &d);
+        put_ext(s, QCOW2_EXT_SEAL, &d, sizeof(d));
+    }
     if (h->version >= 3 && names != NAMES_NONE) {
         put_features(s, h, names);
     }

@@ -23,7 +23,8 @@ static enum qcow2_kind compressed_kind(struct qcow2_image *img, uint64_t entry)
     uint64_t offset, len;
 
     qcow2_compressed_range(img->cluster_bits, entry, &offset, &len);
-    return img->node.data_file != NULL || offset < img->cluster_size ||
+    /* Sealed: would be content that nobody authenticates. */
+    return img->seal != NULL || img->node.data_file != NULL || offset < img->cluster_size ||
                    offset >= atomic_load_explicit(&img->file_end, memory_order_relaxed)
                ? QCOW2_BAD
                : QCOW2_COMPRESSED;

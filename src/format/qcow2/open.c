@@ -57,6 +57,7 @@ static struct qcow2_image *image_new(struct qv_node *file, const struct qcow2_op
     img->node.file = file;
     img->node.backing = opts->backing;
     img->node.data_file = opts->data_file;
+    img->seal = opts->seal;
     img->node.readonly = opts->readonly;
     img->node.guard = guard;
     img->node.gate = qv_gate_new();
@@ -138,6 +139,11 @@ static int qcow2_co_close(struct qv_node *node)
             }
         }
     }
+    if (img->seal != NULL) {
+        int r = img->seal->ops->co_close(img->seal);
+
+        ret = ret != 0 ? ret : r;
+    }
     image_free(img);
     return ret;
 }
@@ -147,9 +153,18 @@ static int qcow2_co_close(struct qv_node *node)
 static bool check_header(struct qcow2_image *img, GError **error)
 {
     const struct qcow2_header *h = &img->header;
+    uint64_t known = KNOWN_FEATURES;
 
-    if (!qcow2_header_supported(h, KNOWN_FEATURES, error)) {
+    if (img->seal != NULL) { /* sectors of 4 KiB do not fit into sub-clusters */
+        known &= ~(QCOW2_INCOMPAT_EXTL2 | QCOW2_INCOMPAT_DATA_FILE);
+        known |= QCOW2_INCOMPAT_QV_SEALED;
+    }
+    if (!qcow2_header_supported(h, known, error)) {
         return false;
+    }
+    if (img->seal != NULL &&
+        ((h->incompatible_features & QCOW2_INCOMPAT_QV_SEALED) == 0 || !h->has_seal)) {
+        return qv_fail(error, QV_ERROR_CORRUPT, "the image is not encrypted");
     }
     if ((h->incompatible_features & QCOW2_INCOMPAT_CORRUPT) != 0 && !img->node.readonly &&
         !img->check_only) {
@@ -425,8 +440,9 @@ static bool co_open(struct qcow2_image *img, const struct qcow2_open_opts *opts,
     set_geometry(img, opts->cache_size);
     return co_read_l1(img, error) && (!writing || co_begin_writing(img, error)) &&
            qcow2_refs_co_open(img, error) && co_add_meta(img, error) &&
-           (!writing ||
-            (co_check_refcounts(img, error) && co_take_over(img, opts->journal_fd, error)));
+           qcow2_co_seal_open(img, error) && (!writing || co_check_refcounts(img, error)) &&
+           (img->seal == NULL || img->seal->ops->co_start(img->seal, error)) &&
+           (!writing || co_take_over(img, opts->journal_fd, error));
 }
 
 bool qcow2_co_open(struct qv_node *file, const struct qcow2_open_opts *opts, struct qv_node **out,

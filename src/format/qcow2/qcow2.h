@@ -12,6 +12,9 @@
 /* Covers 256 GiB of 64 KiB clusters: 32 MiB of L2 tables. Bytes. */
 #define QCOW2_CACHE_DEFAULT (UINT64_C(32) << 20)
 
+struct qcow2_seal;
+struct qcow2_seal_create;
+
 struct qcow2_open_opts {
     const char *name;
     bool readonly;
@@ -22,6 +25,7 @@ struct qcow2_open_opts {
     const char *snapshot; /* show this snapshot (name, else ID); needs readonly; NULL: the disk */
     struct qv_node *backing;   /* taken over; NULL: none */
     struct qv_node *data_file; /* taken over; NULL: none */
+    struct qcow2_seal *seal;   /* taken over; format/encrypted only; NULL: a plain image */
 };
 
 /** qcow2_co_open - a node over @file; takes over @file and the nodes in @opts, also on failure.
@@ -50,6 +54,7 @@ struct qcow2_create_opts {
     } prealloc;
     const char *backing_file; /* name to store; NULL: none */
     const char *backing_format;
+    const struct qcow2_seal_create *seal; /* format/encrypted only; NULL: a plain image */
 };
 
 /** qcow2_co_create - writes a new, empty image into @file (a protocol node of size 0 or a block

@@ -24,6 +24,7 @@
 #include "format/qcow2/journal.h"
 #include "format/qcow2/metaset.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/seal.h"
 #include "io/coroutine.h"
 #include "io/thread.h"
 
@@ -188,6 +189,7 @@ struct qcow2_image {
 
     struct qv_co_mutex ops_lock;   /* one resize, snapshot operation, ... at a time */
     struct qcow2_journal *journal; /* under lock; NULL: none */
+    struct qcow2_seal *seal;       /* encrypted: where data goes; owned; NULL: not */
 
     struct qv_co_mutex commit_lock;
     _Atomic uint64_t commits_started;
@@ -248,7 +250,9 @@ static inline unsigned qcow2_unit_bits(const struct qcow2_image *img)
 /** qcow2_data_node - where data clusters are. */
 static inline struct qv_node *qcow2_data_node(const struct qcow2_image *img)
 {
-    return img->node.data_file != NULL ? img->node.data_file : img->node.file;
+    return img->seal != NULL             ? &img->seal->node
+           : img->node.data_file != NULL ? img->node.data_file
+                                         : img->node.file;
 }
 
 /** qcow2_data_end - bytes of that; nothing past it is ever written. */
@@ -264,6 +268,28 @@ static inline void *qcow2_bytes(_Atomic uint64_t *entries)
 {
     return (void *)(uintptr_t)entries;
 }
+
+/* ---- sealed.c: encrypted images ---- */
+
+/** qcow2_co_data_write, _zero - of data clusters; guest offset beside the host offset. */
+int qcow2_co_data_write(struct qcow2_image *img, uint64_t guest, uint64_t host, const void *buf,
+                        uint64_t len);
+int qcow2_co_data_zero(struct qcow2_image *img, uint64_t guest, uint64_t host, uint64_t len,
+                       uint32_t flags);
+/** qcow2_co_seal_claim - claims the entry blocks that [@first, @first + @count) lack, in the first
+ * of these clusters: *@used of them. Under ref_lock; no seal: none. */
+int qcow2_co_seal_claim(struct qcow2_image *img, uint64_t first, uint64_t count, uint64_t *used);
+/** qcow2_co_seal_link - what was claimed becomes entry blocks; the rest of the range reads as
+ * zeros. After qcow2_refs_co_write. */
+int qcow2_co_seal_link(struct qcow2_image *img, uint64_t first, uint64_t count, uint64_t used,
+                       bool zero);
+/** qcow2_seal_room - clusters to have besides @count new ones. */
+static inline uint64_t qcow2_seal_room(const struct qcow2_image *img, uint64_t count)
+{
+    return img->seal != NULL ? count / QCOW2_SEAL_BLOCK_CLUSTERS + 2 : 0;
+}
+/** qcow2_co_seal_open - attaches the seal: its clusters become metadata. */
+bool qcow2_co_seal_open(struct qcow2_image *img, GError **error);
 
 /* ---- map.c ---- */
 

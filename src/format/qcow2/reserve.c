@@ -70,6 +70,9 @@ bool qcow2_co_make_zero(struct qcow2_image *img, uint64_t first, uint64_t count)
 {
     const struct qv_limits *limits = &img->node.file->limits;
 
+    if (img->seal != NULL && img->seal->ops->co_clear(img->seal, first, count) != 0) {
+        return false;
+    }
     if (!limits->zero_is_cheap) {
         return false;
     }
@@ -139,16 +142,21 @@ int qcow2_co_extend(struct qcow2_image *img, uint64_t clusters, uint64_t *first)
 static int co_claim(struct qcow2_image *img, uint64_t first, uint64_t count, bool zero)
 {
     struct qcow2_run run = {.zero = zero};
-    uint64_t end = first + count, used;
+    uint64_t end = first + count, used, blocks = 0;
     int ret;
 
     ret = qcow2_refs_co_prepare(img, first, count, &used);
-    for (uint64_t c = first + used; c < end && ret == 0; c++) {
+    ret = ret != 0 ? ret : qcow2_co_seal_claim(img, first + used, count - used, &blocks);
+    for (uint64_t c = first + used + blocks; c < end && ret == 0; c++) {
         ret = qcow2_refs_co_claim(img, c);
     }
     if (ret == 0) {
         ret = qcow2_refs_co_write(img);
     }
+    if (ret == 0) {
+        ret = qcow2_co_seal_link(img, first + used, count - used, blocks, zero);
+    }
+    used += blocks;
     if (ret != 0) {
         return ret; /* what was claimed is lost until the next check */
     }
@@ -180,6 +188,9 @@ static int co_fill_inside(struct qcow2_image *img, uint64_t want, unsigned block
     /* First: a longer table takes free clusters itself. */
     int ret = qcow2_refs_co_cover(img, end);
 
+    if (ret == 0 && img->seal != NULL) {
+        ret = img->seal->ops->co_cover(img->seal, end);
+    }
     while (ret == 0 && stock_size(img) < want && blocks > 0 && img->refs.scan_pos < end) {
         struct qcow2_freed free_run;
 
@@ -204,10 +215,14 @@ static int co_fill_end(struct qcow2_image *img, uint64_t clusters)
     int ret =
         qcow2_refs_co_cover(img, (atomic_load(&img->file_end) >> img->cluster_bits) + clusters * 2);
 
+    if (ret == 0 && img->seal != NULL) {
+        ret = img->seal->ops->co_cover(
+            img->seal, (atomic_load(&img->file_end) >> img->cluster_bits) + clusters * 2 + 16);
+    }
     if (ret != 0) {
         return ret;
     }
-    count = clusters + qcow2_refs_missing_next(img, clusters * 2);
+    count = clusters + qcow2_refs_missing_next(img, clusters * 2) + qcow2_seal_room(img, clusters);
     ret = qcow2_co_extend(img, count, &first);
     /* Refcounts past the old end of the file should be zero; after a crash they may not be. */
     for (uint64_t i = 0; i < count && ret == 0; i++) {

@@ -17,6 +17,10 @@ int qcow2_co_still(struct qcow2_image *img)
 
     qv_gate_co_close(img->node.gate, img->node.guard);
     ret = qcow2_co_write_back(img);
+    if (ret == 0 && img->seal != NULL) {
+        /* Nothing may be written late to a cluster that is about to be somebody else's. */
+        ret = img->seal->ops->co_drain(img->seal);
+    }
     if (ret == 0) {
         /* References that were dropped and not counted yet would count as others'. */
         qcow2_co_bg_wait(img);

@@ -552,5 +552,8 @@ bool qcow2_co_walk_data(struct qcow2_walk *w, GError **error)
         return false;
     }
     collect_l2s(w);
+    if (!qcow2_co_walk_seal(w, error)) {
+        return false;
+    }
     return co_walk_bitmaps(w, error) && qcow2_co_walk_l2s(w, error);
 }

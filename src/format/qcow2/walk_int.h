@@ -32,6 +32,9 @@ enum qcow2_claim {
 enum qcow2_claim qcow2_walk_claim(struct qcow2_walk *w, enum qcow2_use use, uint64_t offset,
                                   uint64_t len, uint64_t times);
 
+/** qcow2_co_walk_seal - counts what an encrypted image has besides (walk_seal.c). */
+bool qcow2_co_walk_seal(struct qcow2_walk *w, GError **error);
+
 /** qcow2_co_walk_l2s - counts what the tables of @w->l2s refer to. */
 bool qcow2_co_walk_l2s(struct qcow2_walk *w, GError **error);
 

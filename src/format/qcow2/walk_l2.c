@@ -41,6 +41,10 @@ static void compressed(struct qcow2_walk *w, struct table *t, uint64_t i, struct
         structure(w, t, i, "compressed cluster in an image with a data file");
         return;
     }
+    if (w->header.has_seal) {
+        structure(w, t, i, "compressed cluster in an encrypted image");
+        return;
+    }
     if (e.bitmap != 0) {
         structure(w, t, i, "compressed cluster with subclusters");
         return;

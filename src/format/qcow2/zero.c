@@ -245,7 +245,7 @@ static int co_zero_part(struct qcow2_image *img, uint64_t offset, uint64_t len, 
 
         len = end - offset;
         if (qcow2_lookup(node, offset, len, true, &extent) == 0) {
-            ret = qv_co_zero(extent.file, extent.host, extent.len, flags);
+            ret = qcow2_co_data_zero(img, offset, extent.host, extent.len, flags);
             qv_guard_exit(node->guard, ticket);
             offset += extent.len;
             continue;
@@ -264,7 +264,7 @@ static int co_zero_part(struct qcow2_image *img, uint64_t offset, uint64_t len, 
         }
         ret = qcow2_co_alloc(node, offset, &len, &alloc);
         if (ret == 0) {
-            ret = qv_co_zero(alloc->extent.file, alloc->extent.host, len, flags);
+            ret = qcow2_co_data_zero(img, offset, alloc->extent.host, len, flags);
             ret = qcow2_co_commit(node, alloc, ret);
             offset += len;
         }

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sealed clusters (encrypted images): what qcow2 knows of them. format/encrypted provides a node
+ * that stands for the file where data clusters are read and written, and keeps an entry for every
+ * 4 KiB sector of the file. To qcow2 it is a medium that writes 4 KiB sectors whole: what it says
+ * about the order of data and metadata holds as it stands (README.md).
+ *
+ * Here also are the header extension and the root that names the table of entries, because check
+ * must find what belongs to an image without any key.
+ */
+#ifndef QV_FORMAT_QCOW2_SEAL_H
+#define QV_FORMAT_QCOW2_SEAL_H
+
+#include <assert.h>
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/endian.h"
+#include "block/node.h"
+
+struct qcow2_image;
+
+/* ---- in the file ---- */
+
+#define QCOW2_EXT_SEAL UINT32_C(0x51565345) /* "QVSE" */
+
+/** The header extension. */
+struct qcow2_seal_ext_disk {
+    qv_be32 version; /* 1 */
+    qv_be32 area_size;
+    qv_be64 area_offset[2]; /* the two copies of the key area */
+    qv_be64 log_offset;
+    qv_be64 log_size;
+    uint8_t uuid[16];
+};
+static_assert(sizeof(struct qcow2_seal_ext_disk) == 56, "layout is fixed by the specification");
+
+struct qcow2_seal_ext {
+    uint32_t area_size; /* bytes */
+    uint64_t area_offset[2];
+    uint64_t log_offset, log_size; /* two roots of 4 KiB, then the ring */
+    uint8_t uuid[16];
+};
+
+#define QCOW2_SEAL_ROOT_MAGIC "QVROOT\0\1"
+#define QCOW2_SEAL_ROOT_SIZE  4096u /* the two of them: at the log's offset */
+#define QCOW2_SEAL_RING_AT    (2 * QCOW2_SEAL_ROOT_SIZE)
+#define QCOW2_SEAL_AREA_MAX   (UINT32_C(4) << 20)
+#define QCOW2_SEAL_LOG_MIN    (UINT64_C(64) << 10)
+#define QCOW2_SEAL_LOG_MAX    (UINT64_C(1) << 30)
+#define QCOW2_SEAL_TABLE_MAX  (UINT64_C(64) << 20) /* bytes */
+
+/** Where the table of entry blocks is; the newer of two roots counts. */
+struct qcow2_seal_root_disk {
+    uint8_t magic[8];
+    qv_be64 generation;
+    qv_be64 table_offset;
+    qv_be64 table_entries; /* of 8 bytes: host offset of an entry block, or 0 */
+    uint8_t checksum[32];  /* SHA-256 of the 32 bytes before */
+};
+static_assert(sizeof(struct qcow2_seal_root_disk) == 64, "layout is fixed by the specification");
+
+struct qcow2_seal_root {
+    uint64_t generation, table_offset, table_entries;
+    unsigned copy; /* 0 or 1: where it stands */
+};
+
+/** qcow2_seal_ext_parse - @len bytes of the extension. Positions are checked for alignment and
+ * overflow, not against the file. */
+bool qcow2_seal_ext_parse(const void *data, size_t len, unsigned cluster_bits,
+                          struct qcow2_seal_ext *out, GError **error);
+void qcow2_seal_ext_make(const struct qcow2_seal_ext *ext, struct qcow2_seal_ext_disk *out);
+
+/** qcow2_seal_root_parse - @buf: both roots, 8 KiB. False: neither is whole. */
+bool qcow2_seal_root_parse(const void *buf, unsigned cluster_bits, struct qcow2_seal_root *out,
+                           GError **error);
+void qcow2_seal_root_make(const struct qcow2_seal_root *root, struct qcow2_seal_root_disk *out);
+
+#define QCOW2_SEAL_SECTOR 4096u /* bytes sealed as one */
+
+/** qcow2_seal_block_clusters - clusters of the file whose entries fill one cluster. */
+#define QCOW2_SEAL_BLOCK_CLUSTERS 128u
+
+/* ---- an open image ---- */
+
+struct qcow2_seal;
+
+struct qcow2_seal_ops {
+    /** co_open - the header is read and the geometry known; nothing else is. False with @error. */
+    bool (*co_open)(struct qcow2_seal *seal, struct qcow2_image *img, GError **error);
+    /** co_each_meta - calls @fn for each run of bytes of the file that is the seal's. */
+    void (*each_meta)(struct qcow2_seal *seal, void (*fn)(void *arg, uint64_t offset, uint64_t len),
+                      void *arg);
+    /** co_start - the image can allocate by now: replays the log. */
+    bool (*co_start)(struct qcow2_seal *seal, GError **error);
+    /** missing - entry blocks that clusters [@first, @first + @count) lack. Under ref_lock. */
+    uint64_t (*missing)(struct qcow2_seal *seal, uint64_t first, uint64_t count);
+    /** co_cover - makes the table of blocks long enough for clusters below @end. Under ref_lock. */
+    int (*co_cover)(struct qcow2_seal *seal, uint64_t end);
+    /** co_link - clusters from @at on, which are durably counted and zero, become the first @max
+     * missing blocks of [@first, @first + @count). Under ref_lock. */
+    int (*co_link)(struct qcow2_seal *seal, uint64_t first, uint64_t count, uint64_t at,
+                   uint64_t max);
+    /** co_clear - nobody refers to clusters [@first, @first + @count): their sectors read as zeros,
+     * durably after the next flush of the node. On return nothing is written there any more. */
+    int (*co_clear)(struct qcow2_seal *seal, uint64_t first, uint64_t count);
+    /** co_copy - sectors move along as they are, without being opened. All in bytes, whole sectors.
+     */
+    int (*co_copy)(struct qcow2_seal *seal, uint64_t guest, uint64_t from, uint64_t to,
+                   uint64_t len);
+    /** co_drain - as a flush; afterwards nothing of what was written before is in flight. */
+    int (*co_drain)(struct qcow2_seal *seal);
+    /** co_close - the last of the image; frees @seal. */
+    int (*co_close)(struct qcow2_seal *seal);
+};
+
+struct qcow2_seal {
+    struct qv_node node; /* data, by host offset; requests carry qv_io.guest */
+    const struct qcow2_seal_ops *ops;
+};
+
+/** Sealing of a new image: qcow2_co_create makes room, the caller fills it. */
+struct qcow2_seal_create {
+    uint32_t area_size;
+    uint64_t log_size; /* multiples of 4096 */
+    uint8_t uuid[16];
+    /** co_write - writes what stands in the areas; the table and its blocks are written already.
+     * The image does not exist before this has been made durable. */
+    bool (*co_write)(void *arg, struct qv_node *file, const struct qcow2_seal_ext *ext,
+                     const struct qcow2_seal_root *root, GError **error);
+    void *arg;
+};
+
+#endif
