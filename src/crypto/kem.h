@@ -139,8 +139,10 @@ struct qv_kem_key *qv_kem_key_from_seed(enum qv_kem kem, const uint8_t *seed, si
 struct qv_kem_key *qv_kem_key_from_private(enum qv_kem kem, const uint8_t *data, size_t len,
                                            GError **error);
 
-/** qv_kem_pem_encode - base64 between "-----BEGIN @label-----" lines. The caller frees it; wipe it
- * when it is secret. */
+/** qv_kem_pem_secret - base64 between "-----BEGIN @label-----" lines; not NUL-terminated. NULL when
+ * memory is short. qv_kem_pem_encode - the same as a text, of what is not secret; the caller frees
+ * it. */
+struct qv_secret *qv_kem_pem_secret(const char *label, const void *der, size_t len);
 char *qv_kem_pem_encode(const char *label, const void *der, size_t len);
 
 /** qv_kem_pem_decode - the first block with @label in @text; false when there is none or it is

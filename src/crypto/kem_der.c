@@ -239,20 +239,37 @@ struct qv_secret *qv_kem_key_pkcs8(const struct qv_kem_key *key, GError **error)
 
 /* ---- PEM ---- */
 
+struct qv_secret *qv_kem_pem_secret(const char *label, const void *der, size_t len)
+{
+    g_autofree char *begin = g_strdup_printf("-----BEGIN %s-----\n", label);
+    g_autofree char *end = g_strdup_printf("-----END %s-----\n", label);
+    size_t begin_len = strlen(begin), end_len = strlen(end);
+    struct qv_secret *out = qv_secret_new(begin_len + end_len + (len / 3 + 2) * 5);
+    const uint8_t *from = der;
+    int state = 0, save = 0;
+    size_t at = begin_len;
+
+    if (out == NULL) {
+        return NULL;
+    }
+    memcpy(out->data, begin, begin_len);
+    for (size_t done = 0; done < len; done += 48) { /* 64 characters a line */
+        at += g_base64_encode_step(from + done, MIN(48, len - done), FALSE, (gchar *)out->data + at,
+                                   &state, &save);
+        at += g_base64_encode_close(FALSE, (gchar *)out->data + at, &state, &save);
+        out->data[at++] = '\n';
+        state = save = 0;
+    }
+    memcpy(out->data + at, end, end_len);
+    out->len = at + end_len; /* less than what is mapped */
+    return out;
+}
+
 char *qv_kem_pem_encode(const char *label, const void *der, size_t len)
 {
-    g_autofree char *line = g_base64_encode(der, len);
-    GString *out = g_string_new(NULL);
-    size_t n = strlen(line);
+    QV_CLEANUP(qv_secret_freep) struct qv_secret *pem = qv_kem_pem_secret(label, der, len);
 
-    g_string_append_printf(out, "-----BEGIN %s-----\n", label);
-    for (size_t i = 0; i < n; i += 64) {
-        g_string_append_len(out, line + i, (gssize)MIN(64, n - i));
-        g_string_append_c(out, '\n');
-    }
-    g_string_append_printf(out, "-----END %s-----\n", label);
-    qv_secret_wipe(line, n);
-    return g_string_free(out, FALSE);
+    return pem == NULL ? NULL : g_strndup((const char *)pem->data, pem->len);
 }
 
 bool qv_kem_pem_decode(const char *text, const char *label, struct qv_secret **out)
