@@ -176,6 +176,11 @@ static bool ring_has_events(const struct qv_aio *aio)
     return aio->ring && __atomic_load_n(&aio->ring->tail, __ATOMIC_ACQUIRE) != aio->ring->head;
 }
 
+bool qv_aio_found(const struct qv_thread *thread)
+{
+    return ring_has_events(thread->aio);
+}
+
 bool qv_aio_flush(struct qv_thread *thread)
 {
     struct qv_aio *aio = thread->aio;

@@ -68,6 +68,8 @@ int qv_aio_probe(void);
 bool qv_aio_queue(struct qv_thread *thread, struct qv_kio *kio);
 /** qv_aio_flush - hands collected requests to the kernel; true when some have completed already. */
 bool qv_aio_flush(struct qv_thread *thread);
+/** qv_aio_found - whether some have completed, as far as memory tells. */
+bool qv_aio_found(const struct qv_thread *thread);
 /** qv_aio_reap - calls back for completed requests. */
 void qv_aio_reap(struct qv_thread *thread);
 void qv_aio_close(struct qv_thread *thread);

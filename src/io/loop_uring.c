@@ -312,6 +312,14 @@ static void uring_dispatch(struct qv_thread *thread)
     }
 }
 
+static bool uring_found(const struct qv_thread *thread)
+{
+    const struct qv_uring *u = thread->uring;
+
+    return io_uring_cq_ready(&u->ring) > 0 || (IO_URING_READ_ONCE(*u->ring.sq.kflags) &
+                                               (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+}
+
 const struct qv_loop_ops qv_loop_uring = {
     .name = "io_uring",
     .open = uring_open,
@@ -320,4 +328,5 @@ const struct qv_loop_ops qv_loop_uring = {
     .dispatch = uring_dispatch,
     .watch_add = uring_watch_add,
     .watch_del = uring_watch_del,
+    .found = uring_found,
 };

@@ -3,7 +3,7 @@
  * The I/O thread and its loop.
  *
  * One turn: wait (handing collected I/O to the kernel in the same system call), call back for what
- * is ready, timers, posted work, inline I/O that was put off, deferred work.
+ * is ready, open sources, timers, posted work, inline I/O that was put off, deferred work.
  *
  * Posted work is a lock-free stack that the loop takes as a whole and reverses. Before it sleeps,
  * the loop swaps the empty stack for a mark; who pushes onto the mark writes the eventfd. So a busy
@@ -189,23 +189,45 @@ static void woken(struct qv_watch *watch, uint32_t revents)
 
 /* ---- the loop ---- */
 
-static bool has_work(struct qv_thread *thread)
+static bool has_work(const struct qv_thread *thread)
 {
     return thread->deferred || !qv_kio_list_empty(&thread->inline_queue) ||
            atomic_load_explicit(&thread->posted, memory_order_relaxed);
 }
 
+bool qv_thread_found(const struct qv_thread *thread)
+{
+    return qv_sources_ready(&thread->waiting) || has_work(thread) ||
+           (thread->ops->found && thread->ops->found(thread)) ||
+           (thread->aio && qv_aio_found(thread));
+}
+
+/* How long the wait of this turn may sleep, with all that is needed before it does. */
+static int64_t sleep_limit_ns(struct qv_thread *thread)
+{
+    int64_t limit_ns;
+
+    if (has_work(thread) || qv_sources_ready(&thread->waiting)) {
+        return 0;
+    }
+    limit_ns = qv_timers_timeout_ns(&thread->timers);
+    if (limit_ns == 0) {
+        return 0;
+    }
+    if (qv_waiting_begin(&thread->waiting) && qv_waiting_look(thread, limit_ns)) {
+        return 0;
+    }
+    if (qv_sources_arm(&thread->waiting) || !prepare_sleep(thread)) {
+        return 0;
+    }
+    return limit_ns;
+}
+
 static void one_turn(struct qv_thread *thread)
 {
-    int64_t timeout_ns = 0;
     bool reapable = thread->aio && qv_aio_flush(thread);
+    int64_t timeout_ns = reapable ? 0 : sleep_limit_ns(thread);
 
-    if (!reapable && !has_work(thread)) {
-        timeout_ns = qv_timers_timeout_ns(&thread->timers);
-        if (timeout_ns != 0 && !prepare_sleep(thread)) {
-            timeout_ns = 0;
-        }
-    }
     thread->ops->wait(thread, timeout_ns);
     if (timeout_ns != 0) {
         end_sleep(thread);
@@ -214,6 +236,7 @@ static void one_turn(struct qv_thread *thread)
     if (thread->aio) {
         qv_aio_reap(thread);
     }
+    qv_sources_run(&thread->waiting);
     qv_timers_run(&thread->timers);
     run_posted(thread);
     qv_inline_run(thread);
@@ -357,6 +380,7 @@ struct qv_thread *qv_thread_new(const char *name, GError **error)
     thread->deferred_tail = &thread->deferred;
     g_strlcpy(thread->name, name, sizeof(thread->name));
     qv_co_pool_init(&thread->co);
+    qv_waiting_init(&thread->waiting);
     if (!registry_add(thread, error)) {
         free(thread);
         return NULL;

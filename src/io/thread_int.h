@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "io/kio_int.h"
+#include "io/source.h"
 #include "io/thread.h"
 
 struct qv_co;
@@ -30,6 +31,9 @@ struct qv_loop_ops {
     void (*dispatch)(struct qv_thread *thread);
     void (*watch_add)(struct qv_thread *thread, struct qv_watch *watch);
     void (*watch_del)(struct qv_thread *thread, struct qv_watch *watch);
+    /** found - whether dispatch, or a wait that does not sleep, would find something; may miss what
+     * only a system call can tell. NULL: never known. */
+    bool (*found)(const struct qv_thread *thread);
 };
 
 extern const struct qv_loop_ops qv_loop_uring;
@@ -52,6 +56,24 @@ struct qv_co_pool {
     unsigned live, idle_count;
 };
 
+/** Of a way to wait, per request. */
+struct qv_waiting_cost {
+    uint64_t ns, cpu_ns;
+};
+
+/** How the thread waits: open sources, and whether looking pays (source.c). */
+struct qv_waiting {
+    struct qv_source *open;
+    bool look;              /* this epoch looks before it sleeps */
+    unsigned waits, misses; /* of this epoch; misses: looked in vain */
+    uint64_t served;        /* requests answered in this epoch */
+    uint64_t begun_ns;      /* 0: there has been no wait yet */
+    uint64_t begun_cpu_ns;  /* of the thread's CPU clock */
+    struct qv_waiting_cost sleeping, looking;
+    unsigned until_trial, backoff; /* epochs of sleep until looking is tried, and after it fails */
+    unsigned look_epochs;          /* since the trial began */
+};
+
 struct qv_thread {
     /* Posted work, newest first; written by any thread. The sleeping mark instead of NULL: the loop
      * sleeps (or is about to), wake it. Alone in its cache line. */
@@ -66,6 +88,7 @@ struct qv_thread {
     struct qv_uring *uring;          /* the loop's ring; NULL when it waits in epoll */
     struct qv_aio *aio;              /* NULL until first used */
     struct qv_timer_heap timers;
+    struct qv_waiting waiting;
     struct qv_co_pool co;
     struct qv_watch wake_watch;
     unsigned inline_depth;
@@ -87,6 +110,26 @@ extern __thread struct qv_thread *qv_thread_current
 
 /** qv_threads_each - calls @fn for each living I/O thread, which stays alive meanwhile. Control. */
 void qv_threads_each(void (*fn)(struct qv_thread *thread, void *arg), void *arg);
+
+/** qv_thread_found - whether a turn of the loop would find something to do without a wait. */
+bool qv_thread_found(const struct qv_thread *thread);
+
+/* ---- sources (source.c) ---- */
+
+void qv_waiting_init(struct qv_waiting *w);
+/** qv_waiting_begin - the loop has nothing to do. Returns whether it should look before it sleeps.
+ */
+bool qv_waiting_begin(struct qv_waiting *w);
+/** qv_waiting_look - looks for a while, up to @limit_ns (-1: no limit of the caller's). Returns
+ * whether there is something to do. */
+bool qv_waiting_look(struct qv_thread *thread, int64_t limit_ns);
+
+bool qv_sources_ready(const struct qv_waiting *w);
+/** qv_sources_run - runs the open sources that are ready, each once. */
+void qv_sources_run(struct qv_waiting *w);
+/** qv_sources_arm - asks all open sources for notifications. Returns true, with some still open,
+ * when there is work. */
+bool qv_sources_arm(struct qv_waiting *w);
 
 /** qv_timers_timeout_ns - ns until the earliest timer, 0 when one is due, -1 when there is none. */
 int64_t qv_timers_timeout_ns(const struct qv_timer_heap *heap);

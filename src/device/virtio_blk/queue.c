@@ -3,8 +3,9 @@
  * A queue at work: takes requests from its ring when kicked, gives them back, and carries out the
  * transport's commands. All of it on the queue's I/O thread.
  *
- * A turn takes what the ring holds (up to a budget), with kicks switched off meanwhile; completions
- * gather and are published, with at most one interrupt, at the end of the turn.
+ * A turn takes what the ring holds (up to a budget), with kicks switched off; they are asked for
+ * again when the thread goes to sleep. Completions gather and are published, with at most one
+ * interrupt, at the end of the turn.
  */
 #include <assert.h>
 #include <errno.h>
@@ -106,6 +107,7 @@ static void check_stop(struct vblk_queue *q)
 
 static void flush(struct vblk_queue *q)
 {
+    qv_source_served(q->unflushed);
     q->unflushed = 0;
     qv_virtq_publish(&q->vq);
     if (q->call != NULL && qv_virtq_should_signal(&q->vq)) {
@@ -189,6 +191,7 @@ static void break_queue(struct vblk_queue *q, const char *why)
     qv_log_limited(&q->dev->log_limit, QV_LOG_WARN, "%s: queue %u disabled: %s", q->dev->name,
                    q->index, why);
     queue_set_state(q, VBLK_BROKEN);
+    qv_source_close(&q->source);
     if (q->err != NULL) {
         qv_irq_raise(q->err);
     }
@@ -259,10 +262,8 @@ static void take_all(struct vblk_queue *q)
             return;
         }
         if (rc == 0) {
-            if (!qv_virtq_kicks_on(&q->vq)) {
-                return;
-            }
-            qv_virtq_kicks_off(&q->vq);
+            qv_source_open(&q->source); /* the loop asks for kicks before it sleeps */
+            return;
         }
     }
     run_later(q);
@@ -282,6 +283,25 @@ static void queue_run(struct vblk_queue *q)
     take_all(q);
 }
 
+static bool ring_ready(const struct qv_source *source)
+{
+    const struct vblk_queue *q = qv_container_of(source, const struct vblk_queue, source);
+
+    return !q->starved && qv_virtq_has_request(&q->vq);
+}
+
+static bool ring_arm(struct qv_source *source)
+{
+    struct vblk_queue *q = qv_container_of(source, struct vblk_queue, source);
+
+    return !q->starved && qv_virtq_kicks_on(&q->vq);
+}
+
+static void ring_run(struct qv_source *source)
+{
+    queue_run(qv_container_of(source, struct vblk_queue, source));
+}
+
 static void kicked(struct qv_watch *watch, uint32_t revents)
 {
     queue_run(qv_container_of(watch, struct vblk_queue, watch));
@@ -296,6 +316,7 @@ static void unwatch(struct vblk_queue *q)
         q->watching = false;
     }
     qv_timer_cancel(&q->timer);
+    qv_source_close(&q->source);
 }
 
 static void watch(struct vblk_queue *q, int kick_fd)
@@ -528,6 +549,7 @@ void vblk_queue_init(struct vblk_queue *q, struct qv_vblk *dev, unsigned index,
     q->watch.events = POLLIN;
     q->watch.fn = kicked;
     q->timer.fn = timer_fired;
+    q->source = (struct qv_source){.ready = ring_ready, .arm = ring_arm, .run = ring_run};
     q->flush_work.fn = flush_work;
     q->run_work.fn = run_work;
 }

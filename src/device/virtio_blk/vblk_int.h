@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "device/virtio_blk/virtio_blk.h"
+#include "io/source.h"
 
 /* Requests of one queue in flight; more wait in the ring. Bounds our memory. */
 #define VBLK_DEPTH_MAX 1024u
@@ -82,7 +83,8 @@ struct vblk_queue {
     struct qv_dirty_log *log;
     struct qv_irq *call, *err;
     struct qv_watch watch;
-    struct qv_timer timer; /* running: poll; stopping: cancel */
+    struct qv_source source; /* the ring; open while kicks are off and none is on its way */
+    struct qv_timer timer;   /* running: poll; stopping: cancel */
     struct qv_work flush_work, run_work;
     struct qv_vblk_cmd *stop; /* the STOP under way */
     struct vblk_req *pool;    /* pool_size requests; those below pool_used have been in use */

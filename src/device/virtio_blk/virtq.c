@@ -157,6 +157,11 @@ bool qv_virtq_kicks_on(struct qv_virtq *vq)
     return vq->l.packed ? virtq_packed_kicks_on(vq) : virtq_split_kicks_on(vq);
 }
 
+bool qv_virtq_has_request(const struct qv_virtq *vq)
+{
+    return vq->l.packed ? virtq_packed_has_request(vq) : virtq_split_has_request(vq);
+}
+
 /* ---- chains ---- */
 
 int virtq_chain_add(struct qv_virtq *vq, struct qv_guest_view *view, struct qv_virtq_chain *chain,

@@ -147,4 +147,7 @@ void qv_virtq_kicks_off(struct qv_virtq *vq);
  * already (then no notification may come). */
 bool qv_virtq_kicks_on(struct qv_virtq *vq);
 
+/** qv_virtq_has_request - whether the ring holds a request, as far as one look tells. */
+bool qv_virtq_has_request(const struct qv_virtq *vq);
+
 #endif

@@ -187,6 +187,7 @@ void virtq_split_publish(struct qv_virtq *vq);
 bool virtq_split_should_signal(struct qv_virtq *vq);
 void virtq_split_kicks_off(struct qv_virtq *vq);
 bool virtq_split_kicks_on(struct qv_virtq *vq);
+bool virtq_split_has_request(const struct qv_virtq *vq);
 
 bool virtq_packed_start(struct qv_virtq *vq, GError **error);
 int virtq_packed_pop(struct qv_virtq *vq, struct qv_guest_view *view, struct qv_virtq_chain *chain);
@@ -194,5 +195,6 @@ void virtq_packed_push(struct qv_virtq *vq, const struct qv_virtq_chain *chain, 
 bool virtq_packed_should_signal(struct qv_virtq *vq);
 void virtq_packed_kicks_off(struct qv_virtq *vq);
 bool virtq_packed_kicks_on(struct qv_virtq *vq);
+bool virtq_packed_has_request(const struct qv_virtq *vq);
 
 #endif

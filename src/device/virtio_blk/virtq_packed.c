@@ -423,9 +423,15 @@ void virtq_packed_kicks_off(struct qv_virtq *vq)
     virtq_mark(vq, vq->l.used_gpa, sizeof(*event));
 }
 
-bool virtq_packed_kicks_on(struct qv_virtq *vq)
+bool virtq_packed_has_request(const struct qv_virtq *vq)
 {
     const struct virtq_packed_desc *ring = vq->l.desc;
+
+    return is_available(le16toh(SHARED_LOAD(&ring[vq->avail_slot].flags)), vq->avail_wrap);
+}
+
+bool virtq_packed_kicks_on(struct qv_virtq *vq)
+{
     struct virtq_event *event = vq->l.used;
 
     if (vq->l.event_idx) {
@@ -437,5 +443,5 @@ bool virtq_packed_kicks_on(struct qv_virtq *vq)
     }
     virtq_mark(vq, vq->l.used_gpa, sizeof(*event));
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    return is_available(le16toh(SHARED_LOAD(&ring[vq->avail_slot].flags)), vq->avail_wrap);
+    return virtq_packed_has_request(vq);
 }

@@ -322,9 +322,15 @@ void virtq_split_kicks_off(struct qv_virtq *vq)
     }
 }
 
-bool virtq_split_kicks_on(struct qv_virtq *vq)
+bool virtq_split_has_request(const struct qv_virtq *vq)
 {
     const struct virtq_avail *avail = vq->l.avail;
+
+    return le16toh(SHARED_LOAD(&avail->idx)) != vq->last_avail;
+}
+
+bool virtq_split_kicks_on(struct qv_virtq *vq)
+{
     struct virtq_used *used = vq->l.used;
 
     if (vq->l.event_idx) {
@@ -338,5 +344,5 @@ bool virtq_split_kicks_on(struct qv_virtq *vq)
         virtq_mark(vq, vq->l.used_gpa, sizeof(*used));
     }
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    return le16toh(SHARED_LOAD(&avail->idx)) != vq->last_avail;
+    return virtq_split_has_request(vq);
 }
