@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+import subprocess
 import tempfile
+import time
 
 import pytest
 from qvtest import paths
@@ -366,18 +368,103 @@ def test_unknown_extensions_and_autoclear_bits(tmpfs_dir):
     expect_clean(image)
 
 
-def test_bitmaps_are_not_trusted_after_a_write(tmpfs_dir):
+def bitmaps(image):
+    info = json.loads(qemu_img("info", "--output=json", image).stdout)["format-specific"]["data"]
+    return {b["name"]: set(b["flags"]) for b in info.get("bitmaps", [])}
+
+
+def dirty(image, name, folder):
+    """What QEMU says has changed: ranges of the bitmap, through NBD."""
+    socket = folder / "nbd"
+    server = subprocess.Popen([str(paths.engine_program("qemu-nbd")), "-r", "-t", "-f", "qcow2", "-B", name, "-k",
+                               str(socket), str(image)])
+    try:
+        end = time.monotonic() + 20
+        while not socket.exists():
+            assert server.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        rows = json.loads(run(paths.system_program("nbdinfo"), f"--map=qemu:dirty-bitmap:{name}", "--json",
+                              f"nbd+unix:///?socket={socket}").stdout)
+    finally:
+        server.terminate()
+        server.wait()
+    return [(r["offset"], r["length"]) for r in rows if r["type"] == 1]
+
+
+@pytest.mark.parametrize("more", ["cluster_size=64K", "cluster_size=512", "extended_l2=on"])
+def test_bitmaps_follow_what_we_write(tmpfs_dir, more):
     image = tmpfs_dir / "a.qcow2"
-    qemu_img("create", "-f", "qcow2", image, "1M")
-    qemu_img("bitmap", "--add", image, "b")
+    qemu_img("create", "-f", "qcow2", "-o", more, image, "64M")
+    qemu_img("bitmap", "--add", "-g", "64K", image, "on")
+    qemu_img("bitmap", "--add", "-g", "4K", image, "fine")
+    qemu_img("bitmap", "--add", "--disable", image, "off")
+    qemu_io(image, "write 0 64k")
+    assert dirty(image, "on", tmpfs_dir) == [(0, 65536)]
     copy = tmpfs_dir / "copy.qcow2"
     shutil.copy(image, copy)
     rw(copy, ["map"], readonly=True)
     assert copy.read_bytes() == image.read_bytes()
+    rw(image, [f"write {10 * MIB} 512 1", "flush", f"zero {20 * MIB + 512} 70000", f"discard {30 * MIB} 131072",
+               f"write {64 * MIB - 512} 512 2", f"write {10 * MIB + 512} 512 1"])
+    assert bitmaps(image) == {"on": {"auto"}, "fine": {"auto"}, "off": set()}
+    expect_clean(image)
+    assert dirty(image, "on", tmpfs_dir) == [(0, 65536), (10 * MIB, 65536), (20 * MIB, 131072), (30 * MIB, 131072),
+                                             (64 * MIB - 65536, 65536)]
+    assert dirty(image, "fine", tmpfs_dir) == [(0, 65536), (10 * MIB, 4096), (20 * MIB, 73728), (30 * MIB, 131072),
+                                               (64 * MIB - 4096, 4096)]
+    assert dirty(image, "off", tmpfs_dir) == []
+    # QEMU goes on with them, then we do.
+    qemu_io(image, "write 1M 4k")
+    rw(image, ["write 2097152 512 3"])
+    assert (MIB, 4096) in dirty(image, "fine", tmpfs_dir) and (2 * MIB, 4096) in dirty(image, "fine", tmpfs_dir)
+    expect_clean(image)
+
+
+def test_bitmaps_survive_growing_and_restoring(tmpfs_dir):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", image, "1M")
+    qemu_img("bitmap", "--add", "-g", "64K", image, "on")
+    qemu_img("bitmap", "--add", "--disable", image, "off")
+    qemu_img("snapshot", "-c", "s", image)
+    rw(image, ["write 0 512 1", f"resize {100 * MIB}", f"write {90 * MIB} 512 2"])
+    expect_clean(image)
+    assert bitmaps(image) == {"on": {"auto"}, "off": set()}
+    ranges = dirty(image, "on", tmpfs_dir)
+    assert ranges == [(0, 65536), (MIB, 99 * MIB)]  # what is new counts as changed
+    run(paths.BUILD / "tests/support/qcow2_snapshot", "restore", image, "s")
+    assert bitmaps(image)["on"] >= {"in-use"}  # of another size than the disk: void
+    expect_clean(image)
+    qemu_img("bitmap", "--remove", image, "on")
+    qemu_img("bitmap", "--add", "-g", "64K", image, "new")
+    run(paths.BUILD / "tests/support/qcow2_snapshot", "restore", image, "s")
+    assert dirty(image, "new", tmpfs_dir) == [(0, MIB)]
+    expect_clean(image)
+
+
+def test_a_killed_writer_leaves_bitmaps_in_use(tmpfs_dir):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", image, "1M")
+    qemu_img("bitmap", "--add", image, "on")
+    qemu_img("bitmap", "--add", "--disable", image, "off")
+    rw(image, ["write 0 65536 1", "flush", "die"])
+    assert bitmaps(image) == {"on": {"auto", "in-use"}, "off": set()}
+    rw(image, ["write 65536 65536 2"])
+    assert bitmaps(image) == {"on": {"auto", "in-use"}, "off": set()}
+    expect_clean(image, leaks=True)  # the killed one's stock
+
+
+def test_bitmaps_that_break_the_format_are_dropped(tmpfs_dir):
+    image = tmpfs_dir / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", image, "1M")
+    qemu_img("bitmap", "--add", image, "on")
+    raw = bytearray(image.read_bytes())
+    at = raw.index(bytes.fromhex("23852875"))
+    directory = int.from_bytes(raw[at + 24:at + 32], "big")
+    raw[directory:directory + 8] = (1 << 60).to_bytes(8, "big")  # a table far past the end
+    image.write_bytes(raw)
     rw(image, ["write 0 65536 1"])
+    assert bitmaps(image) == {}
     expect_clean(image, leaks=True)
-    info = json.loads(qemu_img("info", "--output=json", image).stdout)
-    assert "bitmaps" not in info["format-specific"]["data"]
 
 
 def test_dirty_image_is_rebuilt(tmpfs_dir):

@@ -7,7 +7,8 @@
  *
  *   qcow2_crash [--seed N] [--runs N] [--states N] [--cluster-bits N] [--refcount-bits N]
  *               [--version 2|3] [--backing] [--cache BYTES] [--faults PER-MILLE] [--device]
- *               [--snapshots] [--extended-l2] [--data-file] [--qemu-img PROGRAM]
+ *               [--snapshots] [--extended-l2] [--data-file] [--bitmap]
+ *               [--qemu-img PROGRAM]
  *
  * --snapshots: meanwhile snapshots are made, deleted and restored; each must be there as a whole or
  * not at all.
@@ -29,6 +30,8 @@
 #include "format/raw/raw.h"
 #include "io/coroutine.h"
 #include "io/thread.h"
+#include "bitmap_image.h"
+#include "format/qcow2/tables.h"
 #include "mem_node.h"
 #include "model.h"
 #include "trace_node.h"
@@ -42,7 +45,7 @@
 static struct {
     int seed, runs, states, cluster_bits, refcount_bits, version, cache, faults;
     gint64 size;
-    gboolean backing, device, snapshots, extended_l2, data_file;
+    gboolean backing, device, snapshots, extended_l2, data_file, bitmap;
     char *qemu_img;
 } opt = {.seed = 1,
          .runs = 4,
@@ -84,7 +87,7 @@ static bool resizing;
 static uint32_t next_id;
 static int active;
 static struct qv_co *waiting;
-static unsigned states_seen, leaky;
+static unsigned states_seen, leaky, bitmaps_told;
 static GRand *top;
 
 static void die(const char *what, const GError *error)
@@ -538,6 +541,32 @@ static void co_expect_sound(struct mem_file *file, const char *what)
     qv_node_co_close_tree(probe);
 }
 
+/* Whatever may differ from the new image is marked, unless the bitmap says that it cannot tell. */
+static void judge_bitmap(struct qv_node *file, uint64_t when)
+{
+    g_autofree uint8_t *bits = NULL;
+    uint64_t nbits = 0;
+    uint32_t flags = 0;
+
+    if (!bitmap_co_read(file, &flags, &bits, &nbits)) {
+        die("the bitmap is void", NULL);
+    }
+    if ((flags & QCOW2_BITMAP_FLAG_IN_USE) != 0) {
+        return;
+    }
+    bitmaps_told++;
+    for (uint64_t i = 0; i < nbits; i++) {
+        for (guint k = 0; k < history[i]->len; k++) {
+            const struct op *op = g_array_index(history[i], struct op *, k);
+
+            if (op->begin < when && (bits[i / 8] >> (i % 8) & 1) == 0) {
+                fprintf(stderr, "sector %" PRIu64 ", power lost at %" PRIu64 "\n", i, when);
+                die("a change that the bitmap does not know", NULL);
+            }
+        }
+    }
+}
+
 /* @data: the data file; its size is 0 where there is none. */
 static void co_judge(struct mem_file *file, struct mem_file *data, uint64_t flushed, uint64_t when,
                      bool writable)
@@ -550,6 +579,9 @@ static void co_judge(struct mem_file *file, struct mem_file *data, uint64_t flus
 
     if (!qcow2_co_check_file(probe, &found, NULL, NULL, &error)) {
         die("check", error);
+    }
+    if (opt.bitmap) {
+        judge_bitmap(probe, when);
     }
     qv_node_co_close_tree(probe);
     if (found.corruptions > 0) {
@@ -614,6 +646,10 @@ static void co_explore(const uint8_t *base, uint64_t base_size, uint64_t from)
         struct mem_file file = {0}, data = {0};
         uint64_t flushed = 0;
 
+        if (opt.bitmap && i % 4 == 0) { /* while it is written back */
+            when = trace.now - (uint64_t)g_rand_int_range(top, 0, 60);
+        }
+
         for (guint k = 0; k < flushes->len; k++) {
             const struct op *f = &g_array_index(flushes, struct op, k);
 
@@ -648,6 +684,9 @@ static void co_create(void)
 
     if (!qcow2_co_create(file, &opts, &error)) {
         die("create", error);
+    }
+    if (opt.bitmap) {
+        bitmap_co_add(file, QCOW2_BITMAP_FLAG_AUTO, 9);
     }
     qv_node_co_close_tree(file);
 }
@@ -761,6 +800,7 @@ int main(int argc, char **argv)
         {"backing", 0, 0, G_OPTION_ARG_NONE, &opt.backing, NULL, NULL},
         {"snapshots", 0, 0, G_OPTION_ARG_NONE, &opt.snapshots, NULL, NULL},
         {"extended-l2", 0, 0, G_OPTION_ARG_NONE, &opt.extended_l2, NULL, NULL},
+        {"bitmap", 0, 0, G_OPTION_ARG_NONE, &opt.bitmap, NULL, NULL},
         {"data-file", 0, 0, G_OPTION_ARG_NONE, &opt.data_file, NULL, NULL},
         {"qemu-img", 0, 0, G_OPTION_ARG_FILENAME, &opt.qemu_img, NULL, NULL},
         {0},
@@ -784,7 +824,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < opt.runs; i++) {
         qv_thread_run_co(thread, co_run, NULL);
     }
-    printf("%u states, %u with leaks\n", states_seen, leaky);
+    printf("%u states, %u with leaks, %u with a bitmap that tells\n", states_seen, leaky,
+           bitmaps_told);
     g_rand_free(top);
     mem_file_clear(&backing_bytes);
     qv_thread_free(thread);

@@ -434,6 +434,7 @@ int qcow2_co_alloc(struct qv_node *node, uint64_t offset, uint64_t *len, struct 
                                : ret;
     }
     *len = qv_min_u64(*len, (a->count << img->cluster_bits) - in);
+    qcow2_bitmaps_mark(img, offset, *len);
     a->pub.extent = (struct qv_extent){
         .kind = QV_EXTENT_DATA, .len = *len, .host = a->host + in, .file = qcow2_data_node(img)};
     if (a->ticketed) {

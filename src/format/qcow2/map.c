@@ -235,6 +235,7 @@ static int extent_write(struct qcow2_image *img, struct qcow2_table *table, uint
     }
     *out = (struct qv_extent){
         .kind = QV_EXTENT_DATA, .len = run.len, .host = host, .file = qcow2_data_node(img)};
+    qcow2_bitmaps_mark(img, offset, run.len);
     return 0;
 }
 

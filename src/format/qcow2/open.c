@@ -93,6 +93,7 @@ static void image_free(struct qcow2_image *img)
     struct qcow2_map *map = qcow2_map_get(img);
 
     qcow2_journal_free(img->journal);
+    qcow2_bitmaps_free(img->bitmaps);
     tables_free(img);
     if (map != NULL) {
         qcow2_map_free(map);
@@ -135,6 +136,7 @@ static int qcow2_co_close(struct qv_node *node)
             ret = qcow2_co_write_back(img);
             qcow2_co_reap(img); /* what this made free, and what was ready before */
             if (ret == 0) {
+                qcow2_co_bitmaps_store(img);
                 ret = qcow2_co_give_back(img);
             }
         }
@@ -361,10 +363,13 @@ static int co_stretch_data(struct qcow2_image *img)
 /* The autoclear features that stay true while we write. */
 static uint64_t kept_features(const struct qcow2_image *img)
 {
+    uint64_t kept = img->bitmaps != NULL ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+
     /* A data file that is to look like the disk cannot, where some of it is a backing image's. */
-    return img->node.data_file != NULL && !img->has_backing
-               ? img->header.autoclear_features & QCOW2_AUTOCLEAR_RAW_DATA
-               : 0;
+    if (img->node.data_file != NULL && !img->has_backing) {
+        kept |= QCOW2_AUTOCLEAR_RAW_DATA;
+    }
+    return img->header.autoclear_features & kept;
 }
 
 /* The file gets whole clusters, and features whose data we do not keep up to date are told so. */
@@ -387,6 +392,10 @@ static bool co_begin_writing(struct qcow2_image *img, GError **error)
         return qv_fail_errno(error, ret, "its data file is shorter than the disk");
     }
     atomic_store(&img->file_end, qv_align_down(end, img->cluster_size));
+    ret = qcow2_co_bitmaps_load(img);
+    if (ret != 0) {
+        return qv_fail_errno(error, ret, "cannot read its dirty bitmaps");
+    }
     if (img->header.autoclear_features != kept_features(img)) {
         img->header.autoclear_features = kept_features(img);
         ret = qcow2_co_header_write(img);
@@ -420,6 +429,13 @@ static bool co_drop_strays(struct qcow2_image *img)
     return true;
 }
 
+static bool co_begin_bitmaps(struct qcow2_image *img, GError **error)
+{
+    int ret = qcow2_co_bitmaps_begin(img);
+
+    return ret == 0 || qv_fail_errno(error, ret, "cannot mark its dirty bitmaps as in use");
+}
+
 /* What an I/O process before this one completed and did not write. */
 static bool co_take_over(struct qcow2_image *img, int journal_fd, GError **error)
 {
@@ -442,7 +458,8 @@ static bool co_open(struct qcow2_image *img, const struct qcow2_open_opts *opts,
            qcow2_refs_co_open(img, error) && co_add_meta(img, error) &&
            qcow2_co_seal_open(img, error) && (!writing || co_check_refcounts(img, error)) &&
            (img->seal == NULL || img->seal->ops->co_start(img->seal, error)) &&
-           (!writing || co_take_over(img, opts->journal_fd, error));
+           (!writing ||
+            (co_begin_bitmaps(img, error) && co_take_over(img, opts->journal_fd, error)));
 }
 
 bool qcow2_co_open(struct qv_node *file, const struct qcow2_open_opts *opts, struct qv_node **out,

@@ -20,6 +20,7 @@
 
 #include "block/guard.h"
 #include "block/node.h"
+#include "format/qcow2/bitmap.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/journal.h"
 #include "format/qcow2/metaset.h"
@@ -160,8 +161,9 @@ struct qcow2_image {
     _Atomic(struct qcow2_map *) map;
     uint64_t l1_epoch;         /* how often the L1 table was replaced by another one; under lock */
     struct qcow2_metaset meta; /* clusters that hold metadata */
-    _Atomic uint64_t file_end; /* bytes of the file; nothing is ever written past it */
-    _Atomic bool corrupt;      /* found inconsistent: no more allocation */
+    struct qcow2_bitmaps *bitmaps; /* while open for writing; NULL: none */
+    _Atomic uint64_t file_end;     /* bytes of the file; nothing is ever written past it */
+    _Atomic bool corrupt;          /* found inconsistent: no more allocation */
 
     pthread_mutex_t lock;
     struct qcow2_alloc *allocs; /* ticketed writes in progress */

@@ -164,7 +164,8 @@ static int co_grow(struct qv_node *node, uint64_t size)
     if (img->header.version < 3 && img->header.nb_snapshots > 0) {
         return -ENOTSUP; /* its snapshots do not record the size of the disk */
     }
-    ret = co_grow_data(img, old, size);
+    ret = qcow2_co_bitmaps_resize(img, size);
+    ret = ret != 0 ? ret : co_grow_data(img, old, size);
     if (ret == 0 && entries > qcow2_map_get(img)->l1_entries) {
         ret = co_prepare_l1(img, entries);
     }

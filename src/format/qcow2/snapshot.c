@@ -340,6 +340,10 @@ static bool co_restore_locked(struct qcow2_image *img, const char *name, GError 
     if (snapshot == NULL) {
         return qv_fail(error, QV_ERROR_NOT_FOUND, "there is no snapshot \"%s\"", name);
     }
+    ret = qcow2_co_bitmaps_restore(img, snapshot->disk_size);
+    if (ret != 0) {
+        return qcow2_snapshot_fail(error, ret, "cannot restore snapshot", name);
+    }
     ret = qcow2_co_still(img);
     ret = ret != 0 ? ret : co_restore(img, snapshot, &freed);
     qcow2_still_end(img);

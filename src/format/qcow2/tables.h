@@ -59,15 +59,19 @@ struct qcow2_bitmap_disk {
 };
 static_assert(sizeof(struct qcow2_bitmap_disk) == 24, "layout is fixed by the spec");
 
-#define QCOW2_BITMAP_NAME_MAX            1023u
-#define QCOW2_BITMAP_TABLE_MAX           UINT64_C(0x8000000) /* entries, QEMU's limit */
-#define QCOW2_BITMAP_FLAGS_RESERVED      UINT32_C(0xfffffff8)
-#define QCOW2_BITMAP_TYPE_DIRTY          1u
-#define QCOW2_BITMAP_GRANULARITY_MIN     9u
-#define QCOW2_BITMAP_GRANULARITY_MAX     31u
-#define QCOW2_BITMAP_ENTRY_OFFSET_MASK   UINT64_C(0x00fffffffffffe00)
-#define QCOW2_BITMAP_ENTRY_RESERVED_MASK UINT64_C(0xff000000000001fe)
-#define QCOW2_BITMAP_ENTRY_ALL_ONES      UINT64_C(1)
+#define QCOW2_BITMAP_NAME_MAX       1023u
+#define QCOW2_BITMAP_TABLE_MAX      UINT64_C(0x8000000) /* entries, QEMU's limit */
+#define QCOW2_BITMAP_FLAGS_RESERVED UINT32_C(0xfffffff8)
+#define QCOW2_BITMAP_FLAG_IN_USE    (UINT32_C(1) << 0) /* may have missed changes */
+#define QCOW2_BITMAP_FLAG_AUTO      (UINT32_C(1) << 1) /* must follow the disk */
+/* May be used although its extra data is not known. */
+#define QCOW2_BITMAP_FLAG_EXTRA_COMPATIBLE (UINT32_C(1) << 2)
+#define QCOW2_BITMAP_TYPE_DIRTY            1u
+#define QCOW2_BITMAP_GRANULARITY_MIN       9u
+#define QCOW2_BITMAP_GRANULARITY_MAX       31u
+#define QCOW2_BITMAP_ENTRY_OFFSET_MASK     UINT64_C(0x00fffffffffffe00)
+#define QCOW2_BITMAP_ENTRY_RESERVED_MASK   UINT64_C(0xff000000000001fe)
+#define QCOW2_BITMAP_ENTRY_ALL_ONES        UINT64_C(1)
 
 struct qcow2_bitmap_entry {
     uint64_t table_offset;

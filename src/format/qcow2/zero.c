@@ -282,6 +282,7 @@ int qcow2_co_zero(struct qv_node *node, uint64_t offset, uint64_t len, uint32_t 
     if (atomic_load(&img->corrupt) || node->readonly) {
         return -EROFS;
     }
+    qcow2_bitmaps_mark(img, offset, len);
     while (offset < end && ret == 0) {
         uint64_t in = offset & (img->cluster_size - 1);
         uint64_t size = atomic_load(&node->size);
@@ -317,6 +318,7 @@ int qcow2_co_discard(struct qv_node *node, uint64_t offset, uint64_t len)
     if (offset + len == atomic_load(&node->size)) {
         end = qv_div_up(offset + len, img->cluster_size);
     }
+    qcow2_bitmaps_mark(img, offset, len);
     while (first < end && ret == 0) {
         uint64_t n = qv_min_u64(img->l2_entries - (first & (img->l2_entries - 1)), end - first);
 
