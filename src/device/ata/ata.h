@@ -79,13 +79,15 @@ struct qv_ata_cmd {
     /* Private to the drive: */
     struct qv_io io;
     struct qv_ata_drive *drive;
-    const void *def;
-    uint64_t offset; /* bytes: where on the disk the data phase begins */
-    uint32_t io_flags;
-    uint32_t step; /* bytes of the piece under way */
-    uint8_t *buf;  /* data that is not on the disk; owned */
-    uint32_t range, range_cnt;
-    bool busy;
+    const void *def;   /* its row in the table of commands */
+    uint64_t offset;   /* bytes: where on the disk it works */
+    uint32_t io_flags; /* of writes */
+    uint32_t piece;    /* bytes of the move under way */
+    uint8_t *buf;      /* data that is not on the disk; owned */
+    struct iovec one;  /* over buf */
+    uint32_t at;       /* progress of commands in steps: bytes verified, ranges trimmed */
+    uint32_t range_cnt;
+    bool begun, inside, over; /* see transfer.c */
 };
 
 /** qv_ata_drive_new - a drive after power-on. @sata: at the end of a SATA link, with queued
