@@ -16,8 +16,10 @@ static void carry_out(struct hold_ctl *ctl, struct qv_io *io)
 
     switch (io->op) {
     case QV_OP_READ:
-        qv_iov_from_buf(io->iov, io->iovcnt, 0, ctl->data + io->offset, io->len);
-        fail = 0;
+        fail = atomic_load(&ctl->fail_read);
+        if (fail == 0) {
+            qv_iov_from_buf(io->iov, io->iovcnt, 0, ctl->data + io->offset, io->len);
+        }
         break;
     case QV_OP_WRITE:
         if (fail == 0) {

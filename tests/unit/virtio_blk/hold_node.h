@@ -14,6 +14,7 @@ struct hold_ctl {
     uint64_t size;
     atomic_bool hold;     /* requests wait for hold_release() */
     atomic_int fail;      /* 0, or the errno every write gets */
+    atomic_int fail_read; /* the same for reads */
     atomic_uint ops[5];   /* by enum qv_op */
     atomic_uint flags[5]; /* of the last one */
     atomic_uint held;
