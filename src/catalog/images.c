@@ -27,6 +27,7 @@ void qv_image_record_free(struct qv_image_record *record)
         g_free(record->prealloc);
         g_free(record->compression);
         g_free(record->backing);
+        g_strfreev(record->keys);
         g_free(record);
     }
 }
@@ -49,6 +50,7 @@ struct qv_image_record *qv_image_record_copy(const struct qv_image_record *recor
     copy->prealloc = g_strdup(record->prealloc);
     copy->compression = g_strdup(record->compression);
     copy->backing = g_strdup(record->backing);
+    copy->keys = g_strdupv(record->keys);
     return copy;
 }
 
@@ -69,7 +71,39 @@ static json_t *record_json(const struct qv_image_record *record)
     json_object_set_new(json, "cluster_size", qv_json_u64(record->cluster_size));
     json_object_set_new(json, "compression", qv_json_string_or_null(record->compression));
     json_object_set_new(json, "backing", qv_json_string_or_null(record->backing));
+    if (record->keys != NULL) {
+        json_t *keys = json_array();
+
+        for (char **key = record->keys; *key != NULL; key++) {
+            json_array_append_new(keys, json_string(*key));
+        }
+        json_object_set_new(json, "keys", keys);
+    }
     return json;
+}
+
+static bool read_keys(const json_t *json, char ***out, GError **error)
+{
+    const json_t *keys = json_object_get(json, "keys"), *key;
+    g_autoptr(GPtrArray) list = g_ptr_array_new_with_free_func(g_free);
+    size_t i;
+
+    if (keys == NULL) {
+        return true;
+    }
+    if (!json_is_array(keys)) {
+        return qv_fail(error, QV_ERROR_USAGE, "keys: must be an array");
+    }
+    json_array_foreach(keys, i, key)
+    {
+        if (!json_is_string(key)) {
+            return qv_fail(error, QV_ERROR_USAGE, "keys[%zu]: must be a text", i);
+        }
+        g_ptr_array_add(list, g_strdup(json_string_value(key)));
+    }
+    g_ptr_array_add(list, NULL);
+    *out = (char **)g_ptr_array_steal(list, NULL);
+    return true;
 }
 
 /* As qv_json_read_text, copied, and null is the same as absent. */
@@ -101,7 +135,8 @@ static bool record_parse(struct qv_catalog *catalog, const char *name, const jso
         !qv_json_read_count(json, "", "cluster_size", 0, INT64_MAX, &record->cluster_size, error) ||
         !read_copy(json, "prealloc", &record->prealloc, error) ||
         !read_copy(json, "compression", &record->compression, error) ||
-        !read_copy(json, "backing", &record->backing, error)) {
+        !read_copy(json, "backing", &record->backing, error) ||
+        !read_keys(json, &record->keys, error)) {
         return false;
     }
     if (format == UINT32_MAX) {
@@ -377,6 +412,23 @@ bool qv_catalog_forget_backing(struct qv_catalog *catalog, const struct qv_image
         return true;
     }
     g_clear_pointer(&now->backing, g_free);
+    json = record_json(now);
+    return qv_json_save(path, json, error);
+}
+
+bool qv_catalog_set_keys(struct qv_catalog *catalog, const struct qv_image_record *record,
+                         const char *const *fingerprints, GError **error)
+{
+    QV_CLEANUP(qv_close_fd) int name_lock = qv_names_lock(catalog, record->name, error);
+    QV_CLEANUP(qv_image_record_freep) struct qv_image_record *now = NULL;
+    g_autofree char *path = qv_path_record(catalog, record->name);
+    g_autoptr(json_t) json = NULL;
+
+    if (name_lock < 0 || !record_load(catalog, record->name, &now, error)) {
+        return false;
+    }
+    g_strfreev(now->keys);
+    now->keys = g_strdupv((char **)(uintptr_t)fingerprints);
     json = record_json(now);
     return qv_json_save(path, json, error);
 }

@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include "base/cleanup.h"
+#include "base/secret.h"
 #include "catalog/catalog.h"
 #include "catalog/lock.h"
 
@@ -25,6 +26,9 @@ struct qv_image_record {
     uint64_t cluster_size; /* bytes; 0: the format has none, or unknown */
     char *compression;     /* "zlib", "zstd"; NULL: the format has none, or unknown */
     char *backing;         /* IMAGE that stands behind this one; NULL: none */
+    /* encrypted: fingerprints of the keys that its slots are for, hexadecimal, ends with NULL.
+     * Never fewer than the image has; NULL: not encrypted. */
+    char **keys;
 };
 
 void qv_image_record_free(struct qv_image_record *record);
@@ -84,6 +88,12 @@ void qv_catalog_new_end(struct qv_image_new *new);
 bool qv_catalog_forget_backing(struct qv_catalog *catalog, const struct qv_image_record *record,
                                GError **error);
 
+/** qv_catalog_set_keys - @record's image has key slots for these keys from now on (see
+ * qv_image_record.keys): durable on return. Name a new key before its slot is written, and leave an
+ * old one out after its slot is gone. */
+bool qv_catalog_set_keys(struct qv_catalog *catalog, const struct qv_image_record *record,
+                         const char *const *fingerprints, GError **error);
+
 /** qv_catalog_no_clones - QV_ERROR_IN_USE, naming one, when images stand on @record's: then its
  * content must stay as it is. */
 bool qv_catalog_no_clones(struct qv_catalog *catalog, const struct qv_image_record *record,
@@ -133,6 +143,7 @@ struct qv_image_handle {
     bool readonly;
     char *note;                      /* path of the note; NULL: none */
     struct qv_image_handle *backing; /* opened to read; NULL: none */
+    struct qv_secret *dek; /* encrypted: the data key, once unlocked (job/unlock.h); else NULL */
     /* Where a foreign qcow2 image keeps its data, raw; opened as the image is; NULL: in itself. */
     struct qv_image_handle *data_file;
 };

@@ -20,6 +20,7 @@ void qv_image_handle_free(struct qv_image_handle *handle)
         }
         qv_close_fd(&handle->fd);
         qv_image_handle_free(handle->backing);
+        qv_secret_free(handle->dek);
         qv_image_handle_free(handle->data_file);
         qv_image_record_free(handle->record);
         g_free(handle->note);

@@ -36,4 +36,12 @@ extern const struct cli_command cli_vm_delete;
 extern const struct cli_command cli_vm_destroy;
 extern const struct cli_command cli_vm_console;
 
+extern const struct cli_command cli_pqc_key_gen;
+extern const struct cli_command cli_pqc_key_list;
+extern const struct cli_command cli_pqc_key_info;
+extern const struct cli_command cli_pqc_key_export;
+extern const struct cli_command cli_pqc_key_import;
+extern const struct cli_command cli_pqc_key_delete;
+extern const struct cli_command cli_pqc_status;
+
 #endif

@@ -6,6 +6,7 @@
 #include "catalog/images.h"
 #include "catalog/vms.h"
 #include "cli/cli_int.h"
+#include "job/keys.h"
 
 static int print_man(const char *name)
 {
@@ -41,6 +42,15 @@ static int print_names(struct cli *cli, const char *kind)
     } else if (strcmp(kind, "VM") == 0 && qv_catalog_vm_names(catalog, &found, NULL)) {
         for (guint i = 0; i < found->len; i++) {
             puts(found->pdata[i]);
+        }
+    } else if (strcmp(kind, "KEY") == 0) {
+        QV_CLEANUP(qv_keyring_closep)
+        struct qv_keyring *ring = qv_job_keyring(catalog, NULL);
+
+        if (qv_keyring_list(ring, &found, NULL)) {
+            for (guint i = 0; i < found->len; i++) {
+                puts(((const struct qv_key *)found->pdata[i])->name);
+            }
         }
     } else if (strcmp(kind, "POOL") == 0) {
         puts(QV_POOL_DEFAULT);

@@ -29,8 +29,14 @@ static const struct cli_command *const vm_commands[] = {
     &cli_vm_destroy, &cli_vm_console,  NULL,
 };
 
+static const struct cli_command *const pqc_commands[] = {
+    &cli_pqc_key_gen,    &cli_pqc_key_list,   &cli_pqc_key_info, &cli_pqc_key_export,
+    &cli_pqc_key_import, &cli_pqc_key_delete, &cli_pqc_status,   NULL,
+};
+
 const struct cli_group cli_groups[] = {
     {"storage", "disk images", storage_commands},
     {"vm", "virtual machines", vm_commands},
+    {"pqc", "keys of encrypted images", pqc_commands},
     {0},
 };
