@@ -180,9 +180,8 @@ static void look_epoch_end(struct qv_waiting *w, uint64_t wall, uint64_t cpu)
     }
     follow(&w->looking.ns, wall / w->served);
     follow(&w->looking.cpu_ns, cpu / w->served);
-    if (w->look_epochs < TRIAL_EPOCHS) {
-        epoch_begin(w, true);
-    } else if (w->looking.cpu_ns > w->sleeping.cpu_ns || w->looking.ns > w->sleeping.ns) {
+    if (w->look_epochs >= TRIAL_EPOCHS &&
+        (w->looking.cpu_ns > w->sleeping.cpu_ns || w->looking.ns > w->sleeping.ns)) {
         looking_failed(w);
     } else if (w->look_epochs == LOOK_EPOCHS) {
         w->backoff = BACKOFF_MIN;

@@ -38,9 +38,11 @@ struct file_node {
      * first error.
      */
     _Atomic int flush_error;
-    pthread_mutex_t lock; /* ranges, range_queue */
+    pthread_mutex_t lock; /* all below */
     struct file_range *ranges;
     struct qv_co_queue range_queue;
+    unsigned bounces; /* buffers in use by requests that O_DIRECT does not take as they are */
+    struct qv_co_queue bounce_queue;
 };
 
 /** file_submit - the node's submit(). */

@@ -22,6 +22,10 @@
 
 #define ZERO_BUF_SIZE ((size_t)64 * 1024)
 
+/* Most memory of a bounce buffer, and how many of them a file has at once. */
+#define BOUNCE_MAX (UINT64_C(128) * 1024)
+#define BOUNCES    32u
+
 /* The largest iovec list handed to the kernel at once. */
 #define FILE_IOV_MAX IOV_MAX
 
@@ -142,35 +146,75 @@ static int file_co_fdatasync(struct file_node *file)
 
 /* ---- requests that need a coroutine ---- */
 
+static uint64_t piece_max(const struct file_node *file)
+{
+    return MAX(BOUNCE_MAX, file->node.limits.request_align);
+}
+
+/* A buffer for a piece of a request of @len bytes. What a guest may ask for at once is far more
+ * than what may be held here: beyond BOUNCES of them, requests wait. */
+static char *bounce_co_get(struct file_node *file, uint64_t len)
+{
+    pthread_mutex_lock(&file->lock);
+    while (file->bounces == BOUNCES) {
+        qv_co_queue_wait(&file->bounce_queue, &file->lock);
+    }
+    file->bounces++;
+    pthread_mutex_unlock(&file->lock);
+    return qv_node_mem_alloc(qv_min_u64(len, piece_max(file)));
+}
+
+static void bounce_put(struct file_node *file, char *buf)
+{
+    qv_freep(&buf);
+    pthread_mutex_lock(&file->lock);
+    file->bounces--;
+    qv_co_queue_wake_one(&file->bounce_queue);
+    pthread_mutex_unlock(&file->lock);
+}
+
 static int co_read_bounced(struct file_node *file, struct qv_io *io)
 {
     uint32_t align = file->node.limits.request_align;
-    uint64_t start = qv_align_down(io->offset, align);
+    uint64_t at = qv_align_down(io->offset, align);
     uint64_t end = qv_align_up(io->offset + io->len, align);
-    QV_CLEANUP(qv_freep) char *buf = qv_node_mem_alloc(end - start);
-    int ret = co_transfer(file, QV_KIO_READV, start, buf, end - start, false);
+    char *buf = bounce_co_get(file, end - at);
+    int ret = 0;
 
-    if (ret == 0) {
-        qv_iov_from_buf(io->iov, io->iovcnt, 0, buf + (io->offset - start), io->len);
+    for (uint64_t len; at < end && ret == 0; at += len) {
+        uint64_t from = qv_max_u64(at, io->offset), to;
+
+        len = qv_min_u64(end - at, piece_max(file));
+        to = qv_min_u64(at + len, io->offset + io->len);
+        ret = co_transfer(file, QV_KIO_READV, at, buf, len, false);
+        if (ret == 0) {
+            qv_iov_from_buf(io->iov, io->iovcnt, from - io->offset, buf + (from - at), to - from);
+        }
     }
+    bounce_put(file, buf);
     return ret;
 }
 
-/* Fills the first and last block of the buffer, where the write covers only a part of them. */
-static int co_read_edges(struct file_node *file, const struct qv_io *io, uint64_t start,
-                         uint64_t end, char *buf)
+/* Writes the part of @io that falls into the blocks [@at, @at + @len); what it does not cover of
+ * the first and the last of them is read before. */
+static int co_write_piece(struct file_node *file, const struct qv_io *io, uint64_t at, uint64_t len,
+                          char *buf)
 {
     uint32_t align = file->node.limits.request_align;
-    bool head = start != io->offset;
-    bool tail = end != io->offset + io->len;
+    uint64_t from = qv_max_u64(at, io->offset);
+    uint64_t to = qv_min_u64(at + len, io->offset + io->len);
+    bool head = from != at, tail = to != at + len;
     int ret = 0;
 
-    if (head || (tail && end - start == align)) {
-        ret = co_transfer(file, QV_KIO_READV, start, buf, align, false);
+    if (head || (tail && len == align)) {
+        ret = co_transfer(file, QV_KIO_READV, at, buf, align, false);
     }
-    if (ret == 0 && tail && end - start > align) {
-        ret =
-            co_transfer(file, QV_KIO_READV, end - align, buf + (end - align - start), align, false);
+    if (ret == 0 && tail && len > align) {
+        ret = co_transfer(file, QV_KIO_READV, at + len - align, buf + len - align, align, false);
+    }
+    if (ret == 0) {
+        qv_iov_to_buf(io->iov, io->iovcnt, from - io->offset, buf + (from - at), to - from);
+        ret = co_transfer(file, QV_KIO_WRITEV, at, buf, len, (io->flags & QV_IO_FUA) != 0);
     }
     return ret;
 }
@@ -178,28 +222,25 @@ static int co_read_edges(struct file_node *file, const struct qv_io *io, uint64_
 static int co_write_bounced(struct file_node *file, struct qv_io *io)
 {
     uint32_t align = file->node.limits.request_align;
-    uint64_t start = qv_align_down(io->offset, align);
+    uint64_t at = qv_align_down(io->offset, align);
     uint64_t end = qv_align_up(io->offset + io->len, align);
-    struct file_range range = {.start = start, .end = end};
-    QV_CLEANUP(qv_freep) char *buf = qv_node_mem_alloc(end - start);
-    bool partial = start != io->offset || end != io->offset + io->len;
+    struct file_range range = {.start = at, .end = end};
+    bool partial = at != io->offset || end != io->offset + io->len;
     bool lock = partial || file->lock_writes;
+    char *buf = bounce_co_get(file, end - at);
     int ret = 0;
 
     if (lock) {
         file_range_co_lock(file, &range);
     }
-    if (partial) {
-        ret = co_read_edges(file, io, start, end, buf);
-    }
-    if (ret == 0) {
-        qv_iov_to_buf(io->iov, io->iovcnt, 0, buf + (io->offset - start), io->len);
-        ret =
-            co_transfer(file, QV_KIO_WRITEV, start, buf, end - start, (io->flags & QV_IO_FUA) != 0);
+    for (uint64_t len; at < end && ret == 0; at += len) {
+        len = qv_min_u64(end - at, piece_max(file));
+        ret = co_write_piece(file, io, at, len, buf);
     }
     if (lock) {
         file_range_unlock(file, &range);
     }
+    bounce_put(file, buf);
     return ret;
 }
 
@@ -269,6 +310,26 @@ static int co_zero_blocks(struct file_node *file, uint64_t offset, uint64_t len,
     return ret;
 }
 
+/* Kept apart from writes that read a block, change a part of it and write it back: they would bring
+ * back what has been zeroed meanwhile. */
+static int co_zero_whole_blocks(struct file_node *file, uint64_t offset, uint64_t len,
+                                uint32_t flags)
+{
+    struct file_range range = {.start = offset, .end = offset + len};
+    int ret;
+
+    if (!file->lock_writes) {
+        return co_zero_blocks(file, offset, len, flags);
+    }
+    file_range_co_lock(file, &range);
+    ret = co_zero_blocks(file, offset, len, flags | QV_IO_NO_FALLBACK);
+    file_range_unlock(file, &range);
+    if (ret == -ENOTSUP && (flags & QV_IO_NO_FALLBACK) == 0) {
+        ret = file_co_zero_out(file, offset, len, false); /* locks by itself */
+    }
+    return ret;
+}
+
 /* Whole blocks cheaply, the edges (and all of it, when that is refused) by writing. */
 static int co_zero(struct file_node *file, const struct qv_io *io)
 {
@@ -290,7 +351,7 @@ static int co_zero(struct file_node *file, const struct qv_io *io)
         ret = file_co_zero_out(file, io->offset, first - io->offset, false);
     }
     if (ret == 0) {
-        ret = co_zero_blocks(file, first, last - first, io->flags);
+        ret = co_zero_whole_blocks(file, first, last - first, io->flags);
     }
     if (ret == 0 && end > last) {
         ret = file_co_zero_out(file, last, end - last, false);

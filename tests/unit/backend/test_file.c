@@ -115,6 +115,75 @@ static void test_any_alignment_on_every_engine(void **state)
     }
 }
 
+/* ---- many large requests that need a copy at once ---- */
+
+#define BIG_COUNT 48
+#define BIG_LEN   (300 * 1024 + 512)
+
+struct big {
+    struct env *env;
+    char *mem;
+    unsigned index;
+    bool write;
+    struct qv_work work;
+    GAsyncQueue *ended;
+};
+
+static void big_co(void *arg)
+{
+    struct big *big = arg;
+    uint64_t offset = (uint64_t)big->index * BIG_LEN;
+    /* No memory alignment of any device fits this, so every byte goes through a buffer. */
+    struct iovec iov[2] = {{big->mem + 1, 1000}, {big->mem + 1001, BIG_LEN - 1000}};
+    int ret = big->write ? qv_co_pwritev(big->env->node, offset, iov, 2, BIG_LEN, 0)
+                         : qv_co_preadv(big->env->node, offset, iov, 2, BIG_LEN);
+
+    g_async_queue_push(big->ended, GINT_TO_POINTER(ret == 0 ? 1 : 2));
+}
+
+static void big_start(struct qv_work *work)
+{
+    qv_co_spawn(big_co, qv_container_of(work, struct big, work));
+}
+
+static void big_round(struct big *big, bool write)
+{
+    for (unsigned i = 0; i < BIG_COUNT; i++) {
+        big[i].write = write;
+        big[i].work.fn = big_start;
+        memset(big[i].mem, write ? (int)(i + 1) : 0xee, BIG_LEN + 2);
+        qv_thread_post(big[i].env->thread, &big[i].work);
+    }
+    for (unsigned i = 0; i < BIG_COUNT; i++) {
+        assert_int_equal(GPOINTER_TO_INT(g_async_queue_pop(big->ended)), 1);
+    }
+}
+
+/* More than there are buffers, each larger than a buffer, neighbours sharing blocks. */
+static void test_many_large_misaligned_requests(void **state)
+{
+    struct env *env = env_new(".", true, QV_ENGINE_URING);
+    g_autofree struct big *big = g_new0(struct big, BIG_COUNT);
+    GAsyncQueue *ended = g_async_queue_new();
+
+    (void)state;
+    for (unsigned i = 0; i < BIG_COUNT; i++) {
+        big[i] = (struct big){.env = env, .index = i, .mem = g_malloc(BIG_LEN + 2), .ended = ended};
+    }
+    big_round(big, true);
+    big_round(big, false);
+    for (unsigned i = 0; i < BIG_COUNT; i++) {
+        assert_int_equal((uint8_t)big[i].mem[0], 0xee);
+        assert_int_equal((uint8_t)big[i].mem[BIG_LEN + 1], 0xee);
+        for (size_t at = 1; at <= BIG_LEN; at++) {
+            assert_int_equal((uint8_t)big[i].mem[at], i + 1);
+        }
+        g_free(big[i].mem);
+    }
+    g_async_queue_unref(ended);
+    env_free(env);
+}
+
 static void eof_co(void *arg)
 {
     struct env *env = arg;
@@ -222,6 +291,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_any_alignment_on_every_engine),
+        cmocka_unit_test(test_many_large_misaligned_requests),
         cmocka_unit_test(test_behind_the_end_are_zeros),
         cmocka_unit_test(test_discard_gives_space_back_and_status_sees_it),
         cmocka_unit_test(test_direct_file_gets_holes_of_whole_blocks_only),
