@@ -9,7 +9,6 @@
 
 #include "control/process.h"
 #include "qv_config.h"
-#include "qv_config.h"
 
 #define HELLO_TIMEOUT_MS 10000
 
@@ -17,7 +16,12 @@ bool qv_helper_find(const char *name, char **path, GError **error)
 {
     g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
     g_autofree char *dir = self != NULL ? g_path_get_dirname(self) : g_strdup("/");
-    const char *const dirs[] = {dir, QV_LIBEXECDIR, QV_LIBDIR};
+    /* An installation that stands elsewhere as a whole (DESTDIR) uses its own helpers. */
+    bool moved = g_str_has_suffix(dir, QV_BINDIR);
+    g_autofree char *stage = g_strndup(dir, moved ? strlen(dir) - strlen(QV_BINDIR) : 0);
+    g_autofree char *libexec = g_strconcat(stage, QV_LIBEXECDIR, NULL);
+    g_autofree char *lib = g_strconcat(stage, QV_LIBDIR, NULL);
+    const char *const dirs[] = {dir, libexec, lib};
 
     for (size_t i = 0; i < G_N_ELEMENTS(dirs); i++) {
         g_autofree char *candidate = g_build_filename(dirs[i], name, NULL);
@@ -28,7 +32,7 @@ bool qv_helper_find(const char *name, char **path, GError **error)
         }
     }
     return qv_fail(error, QV_ERROR_FAILED, "%s: is neither in %s nor in %s or %s", name, dir,
-                   QV_LIBEXECDIR, QV_LIBDIR);
+                   libexec, lib);
 }
 
 /* All signals at their defaults and none blocked, a session of its own. */

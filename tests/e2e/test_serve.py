@@ -193,3 +193,54 @@ def test_nbd_write_is_in_the_image_after_the_end(serve, raw):
     qemu_io(f"nbd+unix:///?socket={daemon.socket}", "write -P 77 1M 4k")
     assert daemon.stop() == 0
     assert raw.read_bytes()[1 << 20:(1 << 20) + 4096] == b"\x4d" * 4096
+
+
+# ---- unlock ----
+
+
+def test_unlock_removes_the_note_of_the_dead_only(serve, quantavirt, root):
+    quantavirt("storage", "create", "--name", "a", "--format", "raw", "--size", "1M")
+    daemon = serve("a", "vhost-user-blk")
+    assert f"(pid {daemon.pid} on " in quantavirt("storage", "unlock", "a", "--force", code=4).stderr
+    assert quantavirt("storage", "info", "a", "--json").json()["lock_owner"]["pid"] == daemon.pid
+    daemon.stop(signal.SIGKILL)
+    wait_for(lambda: not quantavirt("storage", "info", "a", "--json").json()["locked"])
+    assert "--force is missing" in quantavirt("storage", "unlock", "a", code=2).stderr
+    assert quantavirt("storage", "unlock", "a", "--force", "--json").json() == {"name": "a", "removed": 1}
+    assert quantavirt("storage", "unlock", "a", "--force", "--json").json() == {"name": "a", "removed": 0}
+    quantavirt("storage", "unlock", "b", "--force", code=3)
+
+
+# ---- engines that a sandbox refuses ----
+
+SYS_IO_SETUP, SYS_IO_URING_SETUP = 206, 425
+
+
+def refusing(*numbers):
+    """For preexec_fn: the kernel answers these system calls of x86-64 with EPERM, for good."""
+    def enter():
+        import ctypes
+        import struct
+        load, equal, answer = 0x20, 0x15, 0x06
+        code = [(load, 0, 0, 0)] + [(equal, 0, 1, n) if step == 0 else (answer, 0, 0, 0x50001)
+                                    for n in numbers for step in range(2)] + [(answer, 0, 0, 0x7fff0000)]
+        filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *c) for c in code))
+        program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(filters)))
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, program, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "seccomp")
+    return enter
+
+
+@pytest.mark.parametrize("refused, used", [
+    ([], "io_uring"), ([SYS_IO_URING_SETUP], "native"), ([SYS_IO_URING_SETUP, SYS_IO_SETUP], "threads")])
+def test_the_next_engine_is_taken_with_one_warning(serve, quantavirt, raw, refused, used):
+    if os.uname().machine != "x86_64":
+        pytest.skip("numbers of system calls")
+    daemon = serve(raw, "vhost-user-blk", "--format", "raw", preexec_fn=refusing(*refused) if refused else None)
+    assert quantavirt("storage", "stat", raw, "--format", "raw", "--json").json()["io"] == used
+    assert daemon.stop() == 0
+    warnings = [line for line in daemon.stderr.splitlines() if "I/O engine" in line]
+    assert len(warnings) == (1 if refused else 0), daemon.stderr
+    if refused:
+        assert f"I/O engine io_uring is refused here (Operation not permitted); using {used}" in warnings[0]

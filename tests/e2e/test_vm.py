@@ -2,6 +2,7 @@
 """VMs with a Linux guest: life, death of each process, disks."""
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -231,6 +232,33 @@ def test_no_space_pauses_and_space_resumes(quantavirt, root, small_root, vm):
     out = root.parent / "a.raw"
     quantavirt("storage", "export", "a", out, "--format", "raw")
     assert run("sha256sum", out).stdout.split()[0] in output
+
+
+def test_an_io_error_pauses_or_is_reported_as_asked(quantavirt, root, vm):
+    """Errors other than "no space": here, a limit on the size of files, which takes effect at once."""
+    script = ("echo up; while [ \"$(dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | head -c 2)\" != go ]; do "
+              "sleep 0.1; done; dd if=/dev/zero of=/dev/vdb bs=64k seek=32 count=4 oflag=direct; echo b $?; "
+              "dd if=/dev/urandom of=/tmp/f bs=64k count=64 2>/dev/null; "
+              "dd if=/tmp/f of=/dev/vda bs=64k oflag=direct; echo a $?; sha256sum < /tmp/f")
+    web = vm("web", [disk("a", "raw", size="4M", on_error="stop"), disk("b", "raw", size="4M", on_error="report")], script)
+    web.wait_console("up")
+    io = web.info()["io_pid"]
+    unlimited = resource.prlimit(io, resource.RLIMIT_FSIZE)
+    resource.prlimit(io, resource.RLIMIT_FSIZE, (1 << 20, unlimited[1]))
+    with open(root / "images/b.raw", "r+b") as f:  # what the guest waits for
+        f.write(b"go")
+        os.fsync(f.fileno())
+    info = web.wait_state("paused")
+    assert info["reason"] == "disk a: File too large"
+    web("resume")
+    web.wait_state("paused", 20)
+    resource.prlimit(io, resource.RLIMIT_FSIZE, unlimited)
+    web("resume")
+    web.wait_state("stopped")
+    output = web.result().check().output
+    assert "b 1" in output and "a 0" in output
+    written = hashlib.sha256((root / "images/a.raw").read_bytes()).hexdigest()
+    assert written in output
 
 
 def test_guest_sees_the_new_size(quantavirt, root, vm):
