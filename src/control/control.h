@@ -15,6 +15,7 @@
 #include <stdbool.h>
 
 #include "base/error.h"
+#include "base/secret.h"
 
 /* Longest message, bytes: a packet must fit the kernel's default socket buffer. */
 #define QV_CONTROL_MSG_MAX 65536u
@@ -67,6 +68,16 @@ json_t *qv_control_event_new(const char *name, json_t *data);
 
 /** qv_control_error_get - sets @error from the "error" object of a reply. Always returns false. */
 bool qv_control_error_get(const json_t *reply_error, GError **error);
+
+/* ---- secrets: never in a message, always in a pipe whose read end is passed along ---- */
+
+/** qv_control_secret_send - a descriptor from which @secret can be read once; the caller closes it.
+ * -1: @error. Any thread. */
+int qv_control_secret_send(const struct qv_secret *secret, GError **error);
+
+/** qv_control_secret_receive - what is in the pipe @fd: exactly @len bytes. @fd stays the caller's.
+ * NULL with @error. Does not block. Any thread. */
+struct qv_secret *qv_control_secret_receive(int fd, size_t len, GError **error);
 
 /* ---- messages that wait because the peer reads too slowly ---- */
 

@@ -75,7 +75,8 @@ static bool co_open(const struct qv_image_spec *spec, unsigned depth, struct qv_
                                    .readonly = spec->readonly,
                                    .metadata_cache = spec->metadata_cache,
                                    .journal_fd = spec->journal_fd,
-                                   .snapshot = spec->snapshot};
+                                   .snapshot = spec->snapshot,
+                                   .dek = spec->dek};
 
     if (driver == NULL || depth > CHAIN_MAX) {
         close_fds(spec);

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/secret.h"
 #include "block/node.h"
 
 enum qv_cache_mode { QV_CACHE_NONE, QV_CACHE_WRITEBACK, QV_CACHE_WRITETHROUGH };
@@ -18,7 +19,7 @@ enum qv_cache_mode { QV_CACHE_NONE, QV_CACHE_WRITEBACK, QV_CACHE_WRITETHROUGH };
 /** How to open one file of an image. */
 struct qv_image_spec {
     const char *name;   /* for messages */
-    const char *format; /* "raw", "qcow2" */
+    const char *format; /* "raw", "qcow2", "encrypted" */
     const char *path;   /* opened when fd is -1 */
     int fd; /* taken over, also on failure; -1: open path. For O_DIRECT its flags are adjusted */
     bool readonly;
@@ -35,6 +36,7 @@ struct qv_image_spec {
     int journal_fd;
     uint64_t metadata_cache;         /* qcow2: bytes of L2 tables kept in memory; 0: default */
     const char *snapshot;            /* qcow2, readonly: show this snapshot (name, else ID) */
+    const struct qv_secret *dek;     /* encrypted: the data key; the caller's, copied; else NULL */
     struct qv_image_spec *backing;   /* what the catalogue says stands behind it; NULL: none */
     struct qv_image_spec *data_file; /* NULL: none */
     /* Stands between the format and the file, for tests: called with the opened file node, returns

@@ -28,13 +28,19 @@ struct job_attach {
 /** Arguments of disk-add, and the descriptors that go with them, in order. */
 struct job_attach_args {
     json_t *args;                /* owned until given to a call */
-    int fds[QV_CONTROL_FDS_MAX]; /* the handle's: not to be closed */
+    int fds[QV_CONTROL_FDS_MAX]; /* the handle's or in @owned: not to be closed one by one */
     unsigned nfds;
+    int owned[QV_CONTROL_FDS_MAX]; /* made for this call: pipes with data keys */
+    unsigned n_owned;
 };
 
-/** job_attach_args - describes @handle and the images behind it. QV_ERROR_UNSUPPORTED: too many.
- * Any thread. */
+/** job_attach_args - describes @handle and the images behind it, unlocked where they are encrypted.
+ * QV_ERROR_UNSUPPORTED: too many. The caller ends with job_attach_args_clear. Any thread. */
 bool job_attach_args(const struct qv_image_handle *handle, const struct job_attach *how,
                      struct job_attach_args *out, GError **error);
+
+/** job_attach_args_clear - closes what was made for the call; after it, sent or not. For
+ * QV_CLEANUP; fine on a zeroed one. */
+void job_attach_args_clear(struct job_attach_args *args);
 
 #endif

@@ -46,7 +46,7 @@ static bool add_disk(struct serve *s, GError **error)
                              .snapshot = s->opts->snapshot,
                              .on_error = "report",
                              .on_enospc = "report"};
-    struct job_attach_args a;
+    QV_CLEANUP(job_attach_args_clear) struct job_attach_args a = {0};
 
     return job_attach_args(s->image, &how, &a, error) &&
            qv_control_client_call(s->client, "disk-add", a.args, a.fds, a.nfds, -1, NULL, error);
@@ -106,31 +106,54 @@ static void add_image(GPtrArray *argv, const struct qv_image_handle *h,
     g_ptr_array_add(argv, g_strdup_printf("io=%s", opts->io != NULL ? opts->io : "io_uring"));
 }
 
+/* The descriptors of one image: itself, its data file, the pipe with its data key (*@key_fd: made
+ * here, the caller's). */
+static bool add_fds(GPtrArray *argv, const struct qv_image_handle *h, int *fds, unsigned *nfds,
+                    GArray *key_fds, GError **error)
+{
+    if (*nfds + 3 > QV_CONTROL_FDS_MAX) {
+        return qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: too many images behind it",
+                       h->record->name);
+    }
+    fds[(*nfds)++] = h->fd;
+    if (h->data_file != NULL) {
+        g_ptr_array_add(argv, g_strdup_printf("data-fd=%d", NBD_FIRST_FD + (int)*nfds));
+        fds[(*nfds)++] = h->data_file->fd;
+    }
+    if (h->dek != NULL) {
+        int fd = qv_control_secret_send(h->dek, error);
+
+        if (fd < 0) {
+            return false;
+        }
+        g_array_append_val(key_fds, fd);
+        g_ptr_array_add(argv, g_strdup_printf("key-fd=%d", NBD_FIRST_FD + (int)*nfds));
+        fds[(*nfds)++] = fd;
+    }
+    return true;
+}
+
 /* The command line; the descriptors of the images behind @fds[0], which is the control channel. */
-static GPtrArray *nbdkit_argv(const struct serve *s, const char *plugin, int *fds, unsigned *nfds)
+static GPtrArray *nbdkit_argv(const struct serve *s, const char *plugin, int *fds, unsigned *nfds,
+                              GArray *key_fds, GError **error)
 {
     /* blocksize: for clients that ask for less than a sector. */
     static const char *const fixed[] = {"nbdkit", "--foreground", "--exit-with-parent",
                                         "--filter=blocksize", "--unix"};
-    GPtrArray *argv = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GPtrArray) argv = g_ptr_array_new_with_free_func(g_free);
 
     for (size_t i = 0; i < G_N_ELEMENTS(fixed); i++) {
         g_ptr_array_add(argv, g_strdup(fixed[i]));
     }
     g_ptr_array_add(argv, g_canonicalize_filename(s->opts->socket, NULL));
     g_ptr_array_add(argv, g_strdup(plugin));
-    for (const struct qv_image_handle *h = s->image; h != NULL && *nfds < QV_CONTROL_FDS_MAX;
-         h = h->backing) {
+    for (const struct qv_image_handle *h = s->image; h != NULL; h = h->backing) {
         add_image(argv, h, s->opts, NBD_FIRST_FD + (int)*nfds);
-        if (h->data_file != NULL && *nfds + 1 < QV_CONTROL_FDS_MAX) {
-            g_ptr_array_add(argv, g_strdup_printf("data-fd=%d", NBD_FIRST_FD + (int)*nfds + 1));
-        }
         if (h == s->image && s->opts->snapshot != NULL) {
             g_ptr_array_add(argv, g_strdup_printf("snapshot=%s", s->opts->snapshot));
         }
-        fds[(*nfds)++] = h->fd;
-        if (h->data_file != NULL && *nfds < QV_CONTROL_FDS_MAX) {
-            fds[(*nfds)++] = h->data_file->fd;
+        if (!add_fds(argv, h, fds, nfds, key_fds, error)) {
+            return NULL;
         }
     }
     g_ptr_array_add(argv, g_strdup_printf("discard=%s", s->opts->discard ? "true" : "false"));
@@ -138,7 +161,15 @@ static GPtrArray *nbdkit_argv(const struct serve *s, const char *plugin, int *fd
     g_ptr_array_add(argv, g_strdup_printf("control-fd=%d", NBD_FIRST_FD));
     g_ptr_array_add(argv, g_strdup("minblock=512"));
     g_ptr_array_add(argv, NULL);
-    return argv;
+    return g_steal_pointer(&argv);
+}
+
+static void close_key_fds(GArray **fds)
+{
+    for (guint i = 0; i < (*fds)->len; i++) {
+        close(g_array_index(*fds, int, i));
+    }
+    g_array_unref(*fds);
 }
 
 static bool start_nbdkit(struct serve *s, int control, GError **error)
@@ -146,6 +177,7 @@ static bool start_nbdkit(struct serve *s, int control, GError **error)
     g_autofree char *nbdkit = NULL;
     g_autofree char *plugin = NULL;
     g_autoptr(GPtrArray) argv = NULL;
+    QV_CLEANUP(close_key_fds) GArray *key_fds = g_array_new(FALSE, FALSE, sizeof(int));
     int fds[QV_CONTROL_FDS_MAX] = {control};
     struct qv_helper helper = {
         .fds = fds, .nfds = 1, .first_target = NBD_FIRST_FD, .stderr_fd = -1};
@@ -153,7 +185,10 @@ static bool start_nbdkit(struct serve *s, int control, GError **error)
     if (!find_nbdkit(&nbdkit, error) || !qv_helper_find(PLUGIN_NAME, &plugin, error)) {
         return false;
     }
-    argv = nbdkit_argv(s, plugin, fds, &helper.nfds);
+    argv = nbdkit_argv(s, plugin, fds, &helper.nfds, key_fds, error);
+    if (argv == NULL) {
+        return false;
+    }
     helper.path = nbdkit;
     helper.argv = (char *const *)argv->pdata;
     s->nbdkit_started = qv_helper_start(&helper, &s->pid, error);

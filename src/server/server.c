@@ -7,6 +7,7 @@
 #include <sys/signalfd.h>
 
 #include "base/log.h"
+#include "crypto/crypto.h"
 #include "server/server_int.h"
 
 /* How long the orderly end may take before the process gives up: storage that hangs must not keep
@@ -140,6 +141,11 @@ int server_main(int sock, unsigned threads)
     sigaddset(&set, SIGTERM);
     pthread_sigmask(SIG_BLOCK, &set, NULL); /* before any thread starts */
     server.stop_signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    /* Fetches its algorithms and randomness now: behind the fences there are no files. */
+    if (!qv_crypto_init(&error)) {
+        qv_warn("encrypted images cannot be opened: %s", error->message);
+        g_clear_error(&error);
+    }
     server.seccomp = server_confine();
     server.disks = g_hash_table_new(g_str_hash, g_str_equal);
     server.exports = g_hash_table_new(g_str_hash, g_str_equal);

@@ -8,7 +8,8 @@
 #include "server/server_int.h"
 
 /* Images of one chain, the disk's own included. */
-#define CHAIN_MAX 64u
+#define CHAIN_MAX     64u
+#define DATA_KEY_SIZE 32u
 
 void server_image_spec_free(struct qv_image_spec *spec)
 {
@@ -17,6 +18,7 @@ void server_image_spec_free(struct qv_image_spec *spec)
 
         server_image_spec_free(spec->data_file); /* has neither backing nor data file: one level */
         qv_close_fd(&spec->fd);
+        qv_secret_free((struct qv_secret *)(uintptr_t)spec->dek); /* parse_key made it */
         if (spec->journal_fd > 0) {
             close(spec->journal_fd);
         }
@@ -92,12 +94,31 @@ static bool parse_data_file(struct server_request *req, const json_t *args, cons
     return parse_file(req, data, inner, spec->data_file, error);
 }
 
+/* The data key waits in a pipe, so that it is in no message and no buffer of the channel. */
+static bool parse_key(struct server_request *req, const json_t *args, const char *where,
+                      struct qv_image_spec *spec, GError **error)
+{
+    QV_CLEANUP(qv_close_fd) int fd = -1;
+
+    if (json_object_get(args, "key") == NULL) {
+        return true;
+    }
+    if (!server_take_fd(req, args, "key", &fd, error)) {
+        return false;
+    }
+    spec->dek = qv_control_secret_receive(fd, DATA_KEY_SIZE, error);
+    if (spec->dek == NULL) {
+        g_prefix_error(error, "%s.key: ", where);
+    }
+    return spec->dek != NULL;
+}
+
 static bool parse_link(struct server_request *req, const json_t *args, size_t index,
                        struct qv_image_spec *spec, GError **error)
 {
     static const char *const keys[] = {
         "fd", "name",      "format",         "readonly", "snapshot", "cache", "cache_required",
-        "io", "data_file", "physical_block", NULL};
+        "io", "data_file", "physical_block", "key",      NULL};
     g_autofree char *where = g_strdup_printf("chain[%zu]", index);
 
     spec->fd = -1;
@@ -105,7 +126,8 @@ static bool parse_link(struct server_request *req, const json_t *args, size_t in
     return qv_json_only_keys(args, where, keys, error) &&
            parse_file(req, args, where, spec, error) &&
            qv_json_read_text(args, where, "snapshot", &spec->snapshot, error) &&
-           parse_data_file(req, args, where, spec, error);
+           parse_data_file(req, args, where, spec, error) &&
+           parse_key(req, args, where, spec, error);
 }
 
 static bool parse_chain(struct server_request *req, uint64_t metadata_cache,

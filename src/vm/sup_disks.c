@@ -163,7 +163,7 @@ static bool disk_add(struct sup *sup, struct sup_disk *disk, GError **error)
         .on_enospc = c->on_enospc == QV_ON_ENOSPC_PAUSE ? "pause" : "report",
         .journal_fd = disk->journal_fd,
     };
-    struct job_attach_args args;
+    QV_CLEANUP(job_attach_args_clear) struct job_attach_args args = {0};
     g_autoptr(json_t) facts = NULL;
     json_t *export;
 

@@ -18,7 +18,8 @@
 #include "base/log.h"
 #include "plugin/nbdkit/plugin_int.h"
 
-#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+#define THREAD_MODEL  NBDKIT_THREAD_MODEL_PARALLEL
+#define DATA_KEY_SIZE 32u
 
 /* What the parameters said. */
 static struct {
@@ -26,6 +27,11 @@ static struct {
     bool discard;
     unsigned threads;
     int control_fd; /* -1: none */
+    struct {
+        struct qv_image_spec *spec;
+        int fd; /* a pipe */
+    } keys[64];
+    unsigned n_keys;
 } params = {.discard = true, .threads = 2, .control_fd = -1};
 
 static struct nbd_image image;
@@ -111,6 +117,19 @@ static int config_data_fd(const char *value)
     return 0;
 }
 
+/* The data key of the image begun last waits in a pipe. It is read after the fork: secrets are
+ * empty in forked children. */
+static int config_key_fd(const char *value)
+{
+    if (params.last == NULL || params.n_keys == G_N_ELEMENTS(params.keys) ||
+        (params.n_keys > 0 && params.keys[params.n_keys - 1].spec == params.last)) {
+        nbdkit_error("key-fd=%s: must follow file= or fd=, once", value);
+        return -1;
+    }
+    params.keys[params.n_keys].spec = params.last;
+    return nbdkit_parse_int("key-fd", value, &params.keys[params.n_keys++].fd);
+}
+
 /* Settings of the image begun last. */
 static int config_image(const char *key, const char *value)
 {
@@ -169,6 +188,9 @@ static int plugin_config(const char *key, const char *value)
     if (strcmp(key, "data-fd") == 0) {
         return config_data_fd(value);
     }
+    if (strcmp(key, "key-fd") == 0) {
+        return config_key_fd(value);
+    }
     if (strcmp(key, "control-fd") == 0) {
         return nbdkit_parse_int("control-fd", value, &params.control_fd);
     }
@@ -193,7 +215,7 @@ static int plugin_config_complete(void)
     }
     for (struct qv_image_spec *spec = params.top; spec != NULL; spec = spec->backing) {
         if (spec->format == NULL) {
-            nbdkit_error("each image needs format=raw or format=qcow2: it is never guessed");
+            nbdkit_error("each image needs format=raw, qcow2 or encrypted: it is never guessed");
             return -1;
         }
         if (spec->name == NULL) {
@@ -221,6 +243,29 @@ static void forbid_dumps(void)
     }
 }
 
+static bool read_keys(GError **error)
+{
+    for (unsigned i = 0; i < params.n_keys; i++) {
+        params.keys[i].spec->dek =
+            qv_control_secret_receive(params.keys[i].fd, DATA_KEY_SIZE, error);
+        close(params.keys[i].fd);
+        if (params.keys[i].spec->dek == NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The open image has copies. */
+static void forget_keys(void)
+{
+    for (unsigned i = 0; i < params.n_keys; i++) {
+        qv_secret_free((struct qv_secret *)(uintptr_t)params.keys[i].spec->dek);
+        params.keys[i].spec->dek = NULL;
+    }
+    params.n_keys = 0;
+}
+
 static int plugin_after_fork(void)
 {
     struct qv_disk_opts opts = {
@@ -232,10 +277,13 @@ static int plugin_after_fork(void)
         .on_enospc = QV_DISK_REPORT,
     };
     g_autoptr(GError) error = NULL;
+    bool opened;
 
     qv_log_init("nbdkit-quantavirt-plugin", QV_LOG_WARN);
     forbid_dumps();
-    if (!nbd_image_open(&image, params.threads, params.top, &opts, &error)) {
+    opened = read_keys(&error) && nbd_image_open(&image, params.threads, params.top, &opts, &error);
+    forget_keys();
+    if (!opened) {
         if (params.control_fd >= 0) { /* whoever holds the other end tells the user */
             nbd_talk_failed(params.control_fd, error);
         } else {
@@ -454,6 +502,7 @@ static struct nbdkit_plugin plugin = {
                    "format=raw|qcow2  (required) after each image\n"
                    "readonly=BOOL cache=none|writeback|writethrough cache-required=BOOL\n"
                    "io=io_uring|native|threads name=TEXT  also belong to the image before them\n"
+                   "key-fd=N     after these: a pipe with the data key of an encrypted image\n"
                    "data-fd=N    after these: where that image keeps its data\n"
                    "discard=BOOL threads=N control-fd=N",
     .after_fork = plugin_after_fork,

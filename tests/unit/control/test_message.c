@@ -199,6 +199,30 @@ static void test_every_error_kind_survives_the_wire(void **state)
     }
 }
 
+/* A secret goes through a pipe, whole, once; anything else in it is refused without hanging. */
+static void test_secrets_travel_in_a_pipe(void **state)
+{
+    QV_CLEANUP(qv_secret_freep) struct qv_secret *sent = qv_secret_new(32);
+    QV_CLEANUP(qv_secret_freep) struct qv_secret *got = NULL;
+    static const size_t wrong[] = {31, 33};
+    int fd;
+
+    (void)state;
+    memset(sent->data, 0x5c, sent->len);
+    fd = qv_control_secret_send(sent, NULL);
+    assert_true(fd >= 0);
+    got = qv_control_secret_receive(fd, 32, NULL);
+    assert_non_null(got);
+    assert_memory_equal(got->data, sent->data, 32);
+    assert_null(qv_control_secret_receive(fd, 32, NULL)); /* nothing is left */
+    close(fd);
+    for (size_t i = 0; i < G_N_ELEMENTS(wrong); i++) {
+        fd = qv_control_secret_send(sent, NULL);
+        assert_null(qv_control_secret_receive(fd, wrong[i], NULL));
+        close(fd);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -214,6 +238,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_queue_keeps_order_and_descriptors_when_socket_is_full,
                                         setup, teardown),
         cmocka_unit_test(test_every_error_kind_survives_the_wire),
+        cmocka_unit_test(test_secrets_travel_in_a_pipe),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
