@@ -87,7 +87,8 @@ void qv_nvme_resized(struct qv_pci_function *fn, uint32_t nsid);
  * until the guest has let go of it: so that it can write back what it has cached. It has let go
  * when it has read the list of active namespaces and then sent nothing for the namespace for
  * 200 ms, with none in flight; or when the controller is not enabled; or is reset, or shut down.
- * A guest that never looks keeps the removal pending.
+ * A guest that never looks keeps the removal pending. Of an @nsid whose removal is pending, @done
+ * takes the place of the other one; without a namespace @nsid it comes at once.
  */
 void qv_nvme_remove(struct qv_pci_function *fn, uint32_t nsid, void (*done)(void *arg), void *arg);
 

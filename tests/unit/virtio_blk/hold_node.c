@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "io/thread.h"
 
 struct hold_node {
     struct qv_node node;
@@ -49,6 +50,7 @@ static void hold_submit(struct qv_node *node, struct qv_io *io)
         carry_out(ctl, io);
         return;
     }
+    io->layer_word = qv_thread_index(qv_thread_self());
     pthread_mutex_lock(&ctl->lock);
     io->next = ctl->list;
     ctl->list = io;
@@ -56,13 +58,32 @@ static void hold_submit(struct qv_node *node, struct qv_io *io)
     atomic_fetch_add(&ctl->held, 1);
 }
 
+/* Takes out of the list what was submitted on this thread, in the order of the list. */
+static struct qv_io *take_own(struct hold_ctl *ctl)
+{
+    struct qv_io **at = &ctl->list, *own = NULL, **tail = &own;
+
+    while (*at != NULL) {
+        struct qv_io *io = *at;
+
+        if (io->layer_word == qv_thread_index(qv_thread_self())) {
+            *at = io->next;
+            *tail = io;
+            tail = &io->next;
+            io->next = NULL;
+        } else {
+            at = &io->next;
+        }
+    }
+    return own;
+}
+
 void hold_release(struct hold_ctl *ctl)
 {
     struct qv_io *list;
 
     pthread_mutex_lock(&ctl->lock);
-    list = ctl->list;
-    ctl->list = NULL;
+    list = take_own(ctl);
     pthread_mutex_unlock(&ctl->lock);
     while (list != NULL) {
         struct qv_io *io = list;

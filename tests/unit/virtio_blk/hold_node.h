@@ -26,7 +26,8 @@ void hold_ctl_init(struct hold_ctl *ctl, uint64_t size);
 void hold_ctl_destroy(struct hold_ctl *ctl);
 struct qv_node *hold_node_new(struct hold_ctl *ctl);
 
-/** hold_release - completes what is held, newest first; on the I/O thread of the requests. */
+/** hold_release - completes what is held and was submitted on the calling I/O thread, newest first.
+ */
 void hold_release(struct hold_ctl *ctl);
 
 #endif
