@@ -7,11 +7,11 @@
  *
  *   qcow2_crash [--seed N] [--runs N] [--states N] [--cluster-bits N] [--refcount-bits N]
  *               [--version 2|3] [--backing] [--cache BYTES] [--faults PER-MILLE] [--device]
- *               [--snapshots] [--extended-l2] [--data-file] [--bitmap]
+ *               [--snapshots] [--extended-l2] [--data-file] [--bitmap] [--compact]
  *               [--qemu-img PROGRAM]
  *
  * --snapshots: meanwhile snapshots are made, deleted and restored; each must be there as a whole or
- * not at all.
+ * not at all. --compact: and the image is compacted.
  */
 #include <errno.h>
 #include <glib.h>
@@ -24,6 +24,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/maths.h"
+#include "format/qcow2/compact.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/snapshot.h"
 #include "format/qcow2/walk.h"
@@ -45,7 +46,7 @@
 static struct {
     int seed, runs, states, cluster_bits, refcount_bits, version, cache, faults;
     gint64 size;
-    gboolean backing, device, snapshots, extended_l2, data_file, bitmap;
+    gboolean backing, device, snapshots, extended_l2, data_file, bitmap, compact;
     char *qemu_img;
 } opt = {.seed = 1,
          .runs = 4,
@@ -88,6 +89,7 @@ static uint32_t next_id;
 static int active;
 static struct qv_co *waiting;
 static unsigned states_seen, leaky, bitmaps_told;
+static struct qcow2_compact_result compacted, compacted_total;
 static GRand *top;
 
 static void die(const char *what, const GError *error)
@@ -332,13 +334,28 @@ static void co_snapshot_restore(GRand *rand)
     }
 }
 
+static void co_compact(GRand *rand)
+{
+    struct qcow2_compact_opts how = {.step = (uint64_t)g_rand_int_range(rand, 1, 1 << 18)};
+    GError *error = NULL;
+
+    if (!qcow2_co_compact(node, &how, &compacted, &error)) {
+        failed("compact", error);
+    }
+    compacted_total.zero += compacted.zero;
+    compacted_total.moved += compacted.moved;
+}
+
+/* What is done to the image besides requests. */
 static void co_snapshots(void *arg)
 {
     GRand *rand = arg;
 
     for (int i = 0; i < 5; i++) {
         qv_co_sleep_ns(g_rand_int_range(rand, 1, 1000000));
-        if (g_rand_int_range(rand, 0, 5) < 3) {
+        if (opt.compact && (!opt.snapshots || g_rand_boolean(rand))) {
+            co_compact(rand);
+        } else if (g_rand_int_range(rand, 0, 5) < 3) {
             co_snapshot_create();
         } else {
             co_snapshot_delete(rand);
@@ -704,11 +721,11 @@ static void co_close_image(bool first)
 static void co_requests(void)
 {
     waiting = qv_co_self();
-    active = COROUTINES + (opt.snapshots ? 1 : 0);
+    active = COROUTINES + (opt.snapshots || opt.compact ? 1 : 0);
     for (int i = 0; i < COROUTINES; i++) {
         qv_co_spawn(co_work, g_rand_new_with_seed(g_rand_int(top)));
     }
-    if (opt.snapshots) {
+    if (opt.snapshots || opt.compact) {
         qv_co_spawn(co_snapshots, g_rand_new_with_seed(g_rand_int(top)));
     }
     qv_co_yield();
@@ -799,6 +816,7 @@ int main(int argc, char **argv)
         {"device", 0, 0, G_OPTION_ARG_NONE, &opt.device, NULL, NULL},
         {"backing", 0, 0, G_OPTION_ARG_NONE, &opt.backing, NULL, NULL},
         {"snapshots", 0, 0, G_OPTION_ARG_NONE, &opt.snapshots, NULL, NULL},
+        {"compact", 0, 0, G_OPTION_ARG_NONE, &opt.compact, NULL, NULL},
         {"extended-l2", 0, 0, G_OPTION_ARG_NONE, &opt.extended_l2, NULL, NULL},
         {"bitmap", 0, 0, G_OPTION_ARG_NONE, &opt.bitmap, NULL, NULL},
         {"data-file", 0, 0, G_OPTION_ARG_NONE, &opt.data_file, NULL, NULL},
@@ -824,8 +842,13 @@ int main(int argc, char **argv)
     for (int i = 0; i < opt.runs; i++) {
         qv_thread_run_co(thread, co_run, NULL);
     }
-    printf("%u states, %u with leaks, %u with a bitmap that tells\n", states_seen, leaky,
+    printf("%u states, %u with leaks, %u with a bitmap that tells", states_seen, leaky,
            bitmaps_told);
+    if (opt.compact) {
+        printf("; %" PRIu64 " clusters of zeros dropped, %" PRIu64 " moved", compacted_total.zero,
+               compacted_total.moved);
+    }
+    printf("\n");
     g_rand_free(top);
     mem_file_clear(&backing_bytes);
     qv_thread_free(thread);

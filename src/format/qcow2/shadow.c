@@ -132,11 +132,11 @@ static int co_grow(struct qcow2_shadow *s, uint64_t n)
 }
 
 /* Free clusters inside the file as it was in the beginning. */
-static int co_find_inside(struct qcow2_shadow *s, uint64_t n, uint64_t *first)
+static int co_find_inside(struct qcow2_shadow *s, uint64_t n, uint64_t end, uint64_t *first)
 {
-    while (s->pos < s->inside_end && s->scan_blocks > 0) {
+    while (s->pos < end && s->scan_blocks > 0) {
         struct qcow2_freed run;
-        int ret = qcow2_refs_co_free_run(s->img, &s->pos, s->inside_end, n, &s->scan_blocks, &run);
+        int ret = qcow2_refs_co_free_run(s->img, &s->pos, end, n, &s->scan_blocks, &run);
 
         if (ret != 0) {
             return ret;
@@ -160,7 +160,7 @@ int qcow2_shadow_co_find(struct qcow2_shadow *s, uint64_t n, uint64_t *first)
     int ret;
 
     qv_co_mutex_lock(&s->space_lock);
-    ret = co_find_inside(s, n, first);
+    ret = co_find_inside(s, n, s->inside_end, first);
     if (ret == -ENOSPC) {
         ret = 0;
         while (ret == 0 && s->ext_count < n) {
@@ -176,15 +176,33 @@ int qcow2_shadow_co_find(struct qcow2_shadow *s, uint64_t n, uint64_t *first)
     return ret;
 }
 
+static void take(struct qcow2_shadow *s, uint64_t n, bool meta, uint64_t first)
+{
+    qcow2_freed_add(&s->taken, first, n);
+    if (meta) {
+        qcow2_freed_add(&s->meta_add, first, n);
+    }
+}
+
 int qcow2_shadow_co_alloc(struct qcow2_shadow *s, uint64_t n, bool meta, uint64_t *first)
 {
     int ret = qcow2_shadow_co_find(s, n, first);
 
     if (ret == 0) {
-        qcow2_freed_add(&s->taken, *first, n);
-        if (meta) {
-            qcow2_freed_add(&s->meta_add, *first, n);
-        }
+        take(s, n, meta, *first);
+    }
+    return ret;
+}
+
+int qcow2_shadow_co_alloc_below(struct qcow2_shadow *s, uint64_t limit, bool meta, uint64_t *first)
+{
+    int ret;
+
+    qv_co_mutex_lock(&s->space_lock);
+    ret = co_find_inside(s, 1, qv_min_u64(limit, s->inside_end), first);
+    qv_co_mutex_unlock(&s->space_lock);
+    if (ret == 0) {
+        take(s, 1, meta, *first);
     }
     return ret;
 }
@@ -337,6 +355,21 @@ int qcow2_shadow_co_look(struct qcow2_shadow *s, uint64_t cluster, const uint8_t
 
     if (ret == 0) {
         *block = s->blocks[index]->data;
+    }
+    return ret;
+}
+
+int qcow2_shadow_co_relocate(struct qcow2_shadow *s, uint64_t index)
+{
+    int ret;
+
+    if (s->blocks[index] == NULL || s->blocks[index]->home == 0) {
+        return 0;
+    }
+    ret = co_load(s, index);
+    if (ret == 0) {
+        s->blocks[index]->dirty = true;
+        ret = qcow2_shadow_co_move(s, s->blocks[index]);
     }
     return ret;
 }

@@ -63,6 +63,11 @@ int qcow2_shadow_co_look(struct qcow2_shadow *s, uint64_t cluster, const uint8_t
 /** qcow2_shadow_co_alloc - @n adjacent clusters that are free in the old state; refcount one.
  * @meta: they will hold metadata of the new state. -ENOSPC, -EIO. */
 int qcow2_shadow_co_alloc(struct qcow2_shadow *s, uint64_t n, bool meta, uint64_t *first);
+/** qcow2_shadow_co_alloc_below - one cluster below cluster @limit, if one is free. -ENOSPC, -EIO.
+ */
+int qcow2_shadow_co_alloc_below(struct qcow2_shadow *s, uint64_t limit, bool meta, uint64_t *first);
+/** qcow2_shadow_co_relocate - refcount block @index, if there is one, gets a new place. */
+int qcow2_shadow_co_relocate(struct qcow2_shadow *s, uint64_t index);
 /** qcow2_shadow_drop - [@first, @first + @n), metadata so far, loses a reference. */
 void qcow2_shadow_drop(struct qcow2_shadow *s, uint64_t first, uint64_t n);
 
