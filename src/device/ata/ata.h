@@ -126,6 +126,15 @@ bool qv_ata_begin(struct qv_ata_drive *drive, struct qv_ata_cmd *cmd);
  */
 void qv_ata_move(struct qv_ata_cmd *cmd, const struct iovec *iov, int iovcnt, uint32_t len);
 
+/** qv_ata_has_data - whether a command of this code may have a data phase, which it begins without
+ * I/O of its own. */
+bool qv_ata_has_data(uint8_t command);
+
+/** qv_ata_skip - the first @len bytes of the data phase of a command just begun count as moved: it
+ * was begun before, and is begun anew after a migration or a cancellation. False when it has not
+ * that much data. */
+bool qv_ata_skip(struct qv_ata_cmd *cmd, uint32_t len);
+
 /** qv_ata_fail - the controller ends a command whose data phase cannot go on: tf becomes ERR with
  * @error, and the drive notes it. No call is under way. */
 void qv_ata_fail(struct qv_ata_cmd *cmd, uint8_t error);

@@ -379,6 +379,14 @@ const struct ata_command *ata_command_row(uint8_t code)
     return &commands[code];
 }
 
+bool qv_ata_has_data(uint8_t command)
+{
+    const struct ata_command *r = &commands[command];
+
+    /* SMART and those that answer with a page; commands in steps are the ones that do I/O. */
+    return r->start != NULL && (r->received != NULL || (r->step == NULL && r->start != start_ok));
+}
+
 /* After a queued command failed, only its log may be read. SATA 3.2, 13.6.2 */
 static bool shut_by_ncq_error(const struct qv_ata_drive *d, const struct qv_ata_tf *tf)
 {

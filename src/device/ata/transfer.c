@@ -72,6 +72,15 @@ bool ata_abort(struct qv_ata_cmd *cmd)
     return ata_end(cmd, QV_ATA_E_ABRT);
 }
 
+bool qv_ata_skip(struct qv_ata_cmd *cmd, uint32_t len)
+{
+    if (len >= cmd->len || len % QV_SECTOR_SIZE != 0) {
+        return false;
+    }
+    cmd->moved = len;
+    return true;
+}
+
 void qv_ata_fail(struct qv_ata_cmd *cmd, uint8_t error)
 {
     assert(cmd->begun);
