@@ -173,17 +173,20 @@ static void *guarded_realloc(void *data, size_t len, const char *file, int line)
     return copy;
 }
 
-bool qv_crypto_memory_install(void)
-{
+/* The address sanitizer watches the heap better than an arena lets it. */
 #if defined(__SANITIZE_ADDRESS__)
-    return false; /* the sanitizer watches the heap better than an arena lets it */
+#define UNDER_ASAN 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
-    return false;
-#else
-    return CRYPTO_set_mem_functions(guarded_malloc, guarded_realloc, guarded_free) == 1;
+#define UNDER_ASAN 1
 #endif
-#else
-    return CRYPTO_set_mem_functions(guarded_malloc, guarded_realloc, guarded_free) == 1;
 #endif
+#ifndef UNDER_ASAN
+#define UNDER_ASAN 0
+#endif
+
+bool qv_crypto_memory_install(void)
+{
+    return !UNDER_ASAN &&
+           CRYPTO_set_mem_functions(guarded_malloc, guarded_realloc, guarded_free) == 1;
 }

@@ -77,12 +77,9 @@ class Disk:
         return lines
 
 
-@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("cluster", [512, 4096, 65536, 2 * MIB])
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("version,bits", [(2, 16), *((3, 1 << i) for i in range(7))])
 def test_our_writes_are_read_by_qemu(tmpfs_dir, cluster, bits, version):
-    if version == 2 and bits != 16:
-        pytest.skip("version 2 has 16 bits")
     image = tmpfs_dir / "a.qcow2"
     run(TOOL, "create", image, 3 * MIB + 512, cluster, bits, version, "off")
     disk = Disk(bytes(3 * MIB + 512), bits * cluster, cluster)
