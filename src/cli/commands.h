@@ -13,6 +13,7 @@ extern const struct cli_command cli_storage_convert;
 extern const struct cli_command cli_storage_import;
 extern const struct cli_command cli_storage_export;
 extern const struct cli_command cli_storage_check;
+extern const struct cli_command cli_storage_compact;
 extern const struct cli_command cli_storage_flatten;
 extern const struct cli_command cli_storage_unlock;
 extern const struct cli_command cli_storage_delete;

@@ -15,6 +15,7 @@ static const struct cli_command *const storage_commands[] = {
     &cli_storage_snapshot_list,
     &cli_storage_snapshot_restore,
     &cli_storage_snapshot_delete,
+    &cli_storage_compact,
     &cli_storage_flatten,
     &cli_storage_unlock,
     &cli_storage_delete,

@@ -174,6 +174,10 @@ bool qcow2_co_compact(struct qv_node *node, const struct qcow2_compact_opts *opt
     if (!qcow2_snapshot_check_node(node, error)) {
         return false;
     }
+    if (img->seal != NULL) {
+        return qv_fail(error, QV_ERROR_UNSUPPORTED,
+                       "%s: an encrypted image cannot be compacted yet", node->name);
+    }
     if (node->readonly || atomic_load(&img->corrupt)) {
         return qv_fail_errno(error, EROFS, "%s", node->name);
     }

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+
+#include "base/json.h"
+#include "base/size.h"
+#include "cli/commands.h"
+#include "cli/storage.h"
+#include "job/compact.h"
+
+static const struct cli_option options[] = {
+    CLI_PATH_FORMAT_OPTION,
+    {0},
+};
+
+static void print_result(struct cli *cli, const char *name, const struct qv_compact_result *r)
+{
+    g_autofree char *before = qv_size_format(r->before);
+    g_autofree char *after = qv_size_format(r->after);
+    uint64_t gain = r->before > r->after ? r->before - r->after : 0;
+    g_autofree char *back = qv_size_format(gain);
+
+    if (cli->json) {
+        json_t *doc = json_object();
+
+        json_object_set_new(doc, "image", qv_json_string_or_null(name));
+        json_object_set_new(doc, "bytes_before", qv_json_u64(r->before));
+        json_object_set_new(doc, "bytes_after", qv_json_u64(r->after));
+        cli_print_json(cli, doc);
+    } else if (!cli->quiet) {
+        printf("%s: took %s before, takes %s now; %s came back\n", name, before, after, back);
+    }
+}
+
+static int run(struct cli *cli, const struct cli_args *args)
+{
+    QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
+    struct qv_compact_result result = {0};
+    g_autoptr(GError) error = NULL;
+    struct cli_progress *progress;
+    struct qv_job_watch watch;
+    bool ok;
+
+    if (!cli_find_image(cli, cli_arg(args, 0), cli_text(args, "format"), true, &record, &error)) {
+        return cli_fail(cli, error);
+    }
+    progress = cli_progress_new(cli, "compact");
+    watch = cli_watch(progress);
+    ok = qv_job_compact(cli->catalog, record, &watch, &result, &error);
+    cli_progress_free(progress);
+    if (!ok) {
+        return cli_fail(cli, error);
+    }
+    print_result(cli, record->name, &result);
+    return 0;
+}
+
+const struct cli_command cli_storage_compact = {
+    .name = "compact",
+    .args = "IMAGE",
+    .summary = "give unused space back to the file system",
+    .details = CLI_IMAGE_OR_PATH
+    "\nIn place: leaked and zero-filled clusters are dropped, what is left moves together, and the "
+    "file is cut; of a\nraw image, parts that hold zeros become holes. It may be interrupted at "
+    "any "
+    "moment, and run again. An image\nthat needs a repair is not touched.",
+    .options = options,
+    .fn = run,
+};
