@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "format/encrypted/encrypted.h"
 #include "format/qcow2/qcow2.h"
 #include "format/raw/raw.h"
 
@@ -41,12 +42,16 @@ static bool qcow2_driver_co_open(const struct qv_image_parts *parts, struct qv_n
 static bool encrypted_driver_co_open(const struct qv_image_parts *parts, struct qv_node **out,
                                      GError **error)
 {
-    (void)out;
-    qv_node_co_close_tree(parts->backing);
-    qv_node_co_close_tree(parts->data_file);
-    qv_node_co_close_tree(parts->file);
-    return qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: opening encrypted images is not here yet",
-                   parts->name);
+    struct qv_enc_open_opts opts = {.qcow2 = {.name = parts->name,
+                                              .readonly = parts->readonly,
+                                              .journal_fd = parts->journal_fd,
+                                              .cache_size = parts->metadata_cache,
+                                              .snapshot = parts->snapshot,
+                                              .backing = parts->backing,
+                                              .data_file = parts->data_file},
+                                    .dek = parts->dek};
+
+    return qv_enc_co_open(parts->file, &opts, out, error);
 }
 
 static const struct qv_image_driver drivers[] = {

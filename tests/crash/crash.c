@@ -84,7 +84,8 @@ static bool co_try(struct explorer *e, uint64_t when, enum state_kind kind)
         return true;
     }
     if (!e->may_be_none || (state.size >= 4 && memcmp(state.data, "QFI\xfb", 4) == 0)) {
-        opts.qemu = e->qemu_every != 0 && e->tested % e->qemu_every == 0 && !e->run->load->raw;
+        opts.qemu = e->qemu_every != 0 && e->tested % e->qemu_every == 0 && !e->run->load->raw &&
+                    !e->run->load->encrypted;
         mem_file_set(&copy, state.data, state.size);
         ok = verify_co_image(e->run, &copy, e->guest_when != 0 ? e->guest_when : when, &opts);
         mem_file_clear(&copy);
@@ -146,7 +147,8 @@ static void explorer_init(struct explorer *e, struct run *run, uint32_t seed)
                            .seen = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
                            .qemu_every =
                                args.qemu > 0 ? (unsigned)MAX(1, args.states / args.qemu) : 0};
-    states_init(&e->states, &run->base, &run->log);
+    states_init(&e->states, &run->base, &run->log,
+                run->load->encrypted && run->load->torn != QV_ENC_TORN_ON ? 4096 : 512);
 }
 
 static void explorer_clear(struct explorer *e)
@@ -326,7 +328,7 @@ static bool co_fault_run(struct task *task, struct qv_faults *faults, uint64_t n
     run.faults = faults;
     qv_faults_arm(faults, nth);
     run_co(&run);
-    opts.qemu = opts.qemu && !task->load->raw;
+    opts.qemu = opts.qemu && !task->load->raw && !task->load->encrypted;
     ok = run.failure == NULL && verify_co_image(&run, &run.file, UINT64_MAX, &opts);
     if (!ok) {
         printf("%s: request %" PRIu64 " failing with %s%s%s: %s\n", task->load->name, nth,
@@ -427,7 +429,8 @@ static unsigned run_workload(struct qv_thread *thread, const struct workload *lo
         {"no flush", co_task, co_explore_liar, true},
         {"faults", co_task_faults, NULL, args.faults > 0},
         {"create", co_task, co_explore_create, !load->raw && !load->backing},
-        {"rebuild", co_task, co_explore_rebuild, !load->raw && load->create.version != 2},
+        {"rebuild", co_task, co_explore_rebuild,
+         !load->raw && !load->encrypted && load->create.version != 2},
     };
     unsigned failed = 0;
 

@@ -5,8 +5,6 @@
 
 #include "base/maths.h"
 
-#define SECTOR 512u
-
 const char *state_kind_name(enum state_kind kind)
 {
     static const char *const names[STATE_KINDS] = {"all",  "flushed only", "some",
@@ -42,9 +40,10 @@ static uint64_t durable_at(const struct qv_record_log *log, const struct qv_reco
     return at;
 }
 
-void states_init(struct states *s, const struct mem_file *base, const struct qv_record_log *log)
+void states_init(struct states *s, const struct mem_file *base, const struct qv_record_log *log,
+                 uint64_t tear)
 {
-    *s = (struct states){base, log, g_new0(uint64_t, log->records->len + 1)};
+    *s = (struct states){base, log, tear, g_new0(uint64_t, log->records->len + 1)};
     for (guint i = 0; i < log->records->len; i++) {
         s->durable_at[i] = durable_at(log, record(log, i));
     }
@@ -75,14 +74,14 @@ static void apply_part(struct mem_file *out, const struct qv_record *r, uint64_t
     }
 }
 
-static void apply_torn(struct mem_file *out, const struct qv_record *r, GRand *rng)
+static void apply_torn(struct mem_file *out, const struct qv_record *r, uint64_t tear, GRand *rng)
 {
     uint64_t end = r->offset + r->len;
     bool prefix = g_rand_boolean(rng); /* a prefix, or any sectors */
     bool on = true;
 
     for (uint64_t at = r->offset, next; at < end; at = next) {
-        next = qv_min_u64(end, qv_align_down(at, SECTOR) + SECTOR);
+        next = qv_min_u64(end, qv_align_down(at, tear) + tear);
         on = prefix ? on && g_rand_int_range(rng, 0, 8) != 0 : g_rand_boolean(rng);
         if (on) {
             apply_part(out, r, at, next - at);
@@ -146,7 +145,7 @@ void state_build(struct mem_file *out, const struct states *s, uint64_t when, en
         }
         fate = durable(s, i, when) ? FATE_THERE : fate_of(kind, open++ == chosen, share, rng);
         if (fate == FATE_TORN && r->kind != QV_RECORD_TRUNCATE) {
-            apply_torn(out, r, rng);
+            apply_torn(out, r, s->tear, rng);
         } else if (fate != FATE_MISSING) {
             apply(out, r);
         } else if (kind >= STATE_RANDOM && r->kind == QV_RECORD_WRITE &&

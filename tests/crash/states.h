@@ -3,8 +3,8 @@
  * Files that power loss could leave, rebuilt from a recorder's log.
  *
  * What a flush covers is there. Everything else that had begun may be there, may be missing, or be
- * there in some of its 512-byte sectors; a write past the end of the file that is missing may still
- * have made the file longer. Missing bytes are zeros. So it is with requests that failed.
+ * there in some of its sectors (of @tear bytes); a write past the end of the file that is missing
+ * may still have made the file longer. Missing bytes are zeros. So it is with requests that failed.
  */
 #ifndef QV_TESTS_CRASH_STATES_H
 #define QV_TESTS_CRASH_STATES_H
@@ -29,10 +29,12 @@ enum state_kind {
 struct states {
     const struct mem_file *base;     /* the file when recording began; not owned */
     const struct qv_record_log *log; /* not owned */
+    uint64_t tear;                   /* bytes written whole, a power of two */
     uint64_t *durable_at; /* by record: event at which it was surely on the medium; 0: never */
 };
 
-void states_init(struct states *s, const struct mem_file *base, const struct qv_record_log *log);
+void states_init(struct states *s, const struct mem_file *base, const struct qv_record_log *log,
+                 uint64_t tear);
 void states_clear(struct states *s);
 
 /** state_kind_name - for messages. */

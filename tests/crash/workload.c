@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/maths.h"
+#include "enc_image.h"
 #include "format/qcow2/stream.h"
 #include "format/raw/raw.h"
 #include "io/coroutine.h"
@@ -121,6 +122,90 @@ const struct workload workloads[] = {
      .ops = 80,
      .longest = 8 * QV_KIB,
      .cache = 4 * 512},
+    {.name = "enc-4k",
+     .encrypted = true,
+     .torn = QV_ENC_TORN_OFF,
+     .create = {.size = QV_MIB, .cluster_size = 4096},
+     .rounds = 3,
+     .guests = 4,
+     .ops = 25,
+     .longest = 24 * QV_KIB},
+    {.name = "enc-torn",
+     .encrypted = true,
+     .torn = QV_ENC_TORN_ON,
+     .log_size = 128 * QV_KIB,
+     .create = {.size = QV_MIB, .cluster_size = 8192},
+     .rounds = 3,
+     .guests = 4,
+     .ops = 25,
+     .longest = 24 * QV_KIB},
+    {.name = "enc-64k",
+     .encrypted = true,
+     .torn = QV_ENC_TORN_OFF,
+     .log_size = 64 * QV_KIB, /* goes round often */
+     .create = {.size = 2 * QV_MIB},
+     .rounds = 2,
+     .guests = 6,
+     .ops = 30,
+     .longest = 100 * QV_KIB},
+    {.name = "enc-reopen",
+     .encrypted = true,
+     .torn = QV_ENC_TORN_OFF,
+     .create = {.size = QV_MIB, .cluster_size = 4096},
+     .rounds = 5,
+     .reopen = true,
+     .guests = 2,
+     .ops = 15,
+     .longest = 32 * QV_KIB},
+    {.name = "enc-grow",
+     .encrypted = true,
+     .torn = QV_ENC_TORN_ON,
+     .create = {.size = 64 * QV_KIB, .cluster_size = 4096},
+     .rounds = 5,
+     .grow = true,
+     .guests = 3,
+     .ops = 12,
+     .longest = 16 * QV_KIB},
+    {.name = "enc-backing",
+     .encrypted = true,
+     .torn = QV_ENC_TORN_OFF,
+     .create = {.size = QV_MIB, .cluster_size = 8192},
+     .backing = true,
+     .rounds = 3,
+     .guests = 4,
+     .ops = 20,
+     .longest = 40 * QV_KIB},
+    {.name = "enc-full",
+     .encrypted = true,
+     .torn = QV_ENC_TORN_OFF,
+     .log_size = 64 * QV_KIB,
+     .create = {.size = QV_MIB, .cluster_size = 4096, .prealloc = QCOW2_PREALLOC_METADATA},
+     .rounds = 3,
+     .guests = 4,
+     .ops = 25,
+     .longest = 24 * QV_KIB,
+     .cache = 4096},
+    {.name = "enc-churn",
+     .encrypted = true,
+     .torn = QV_ENC_TORN_OFF,
+     .create = {.size = 256 * QV_KIB, .cluster_size = 4096},
+     .churn = true,
+     .rounds = 2,
+     .guests = 4,
+     .ops = 60,
+     .longest = 24 * QV_KIB,
+     .buffer = 64 * 4096},
+    {.name = "enc-tiny",
+     .encrypted = true,
+     .torn = QV_ENC_TORN_ON,
+     .log_size = 64 * QV_KIB,
+     .create = {.size = 128 * QV_KIB, .cluster_size = 4096},
+     .every_fault = true,
+     .grow = true,
+     .rounds = 2,
+     .guests = 2,
+     .ops = 6,
+     .longest = 12 * QV_KIB},
     {.name = "raw",
      .raw = true,
      .create = {.size = QV_MIB},
@@ -170,6 +255,12 @@ bool run_co_make(struct run *run, struct qv_node *file, GError **error)
     if (run->load->backing) {
         opts.backing_file = "backing";
         opts.backing_format = "raw";
+    }
+    if (run->load->encrypted) {
+        struct qv_enc_create_opts enc = {
+            .qcow2 = opts, .torn = run->load->torn, .log_size = run->load->log_size};
+
+        return enc_test_co_create(file, &enc, error);
     }
     return qcow2_co_create(file, &opts, error);
 }
@@ -232,6 +323,15 @@ struct qv_node *run_co_open(struct run *run, struct qv_node *file, bool readonly
         if (!qv_raw_co_open(under, "backing", true, &opts.backing, error)) {
             return NULL;
         }
+    }
+    if (run->load->encrypted) {
+        QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = enc_test_secret('d');
+        struct qv_enc_open_opts enc = {.qcow2 = opts,
+                                       .dek = dek,
+                                       .buffer = run->load->buffer,
+                                       .entry_cache = run->load->cache};
+
+        return qv_enc_co_open(file, &enc, &node, error) ? node : NULL;
     }
     return qcow2_co_open(file, &opts, &node, error) ? node : NULL;
 }

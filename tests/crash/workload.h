@@ -8,6 +8,7 @@
 
 #include "filter/faults/faults.h"
 #include "filter/recorder/recorder.h"
+#include "format/encrypted/encrypted.h"
 #include "format/qcow2/qcow2.h"
 #include "history.h"
 #include "mem_node.h"
@@ -28,7 +29,12 @@ struct workload {
     unsigned guests;  /* coroutines at once */
     unsigned ops;     /* of each, a round */
     uint64_t longest; /* bytes of a request */
-    uint64_t cache;   /* qcow2: bytes of L2 tables in memory; 0: default */
+    /* format/encrypted: how its log is to be. Where it is told that blocks are not torn, states
+     * are torn at 4 KiB. */
+    bool encrypted;
+    enum qv_enc_torn torn;
+    uint64_t log_size, buffer; /* bytes; 0: default */
+    uint64_t cache;            /* qcow2: bytes of L2 tables in memory; 0: default */
 };
 
 extern const struct workload workloads[];

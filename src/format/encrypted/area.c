@@ -12,7 +12,8 @@
 #include "crypto/hkdf.h"
 #include "crypto/random.h"
 
-#define MAC_INFO "quantavirt key area mac v1"
+#define MAC_INFO      "quantavirt key area mac v1"
+#define PREVIOUS_INFO "quantavirt previous key v1"
 
 void enc_area_init(struct enc_area *area)
 {
@@ -398,4 +399,54 @@ uint32_t enc_area_add_epoch(struct enc_area *a, GError **error)
     a->epochs = g_renew(struct enc_epoch_info, a->epochs, a->nb_epochs + 1);
     a->epochs[a->nb_epochs++] = e;
     return e.number;
+}
+
+/* ---- the data key before this one ---- */
+
+static struct qv_aead_ctx *previous_ctx(const struct enc_area *a, const struct qv_secret *dek,
+                                        GError **error)
+{
+    QV_CLEANUP(qv_secret_freep) struct qv_secret *key = qv_secret_new(ENC_KEY_SIZE);
+
+    if (key == NULL) {
+        qv_fail_errno(error, ENOMEM, "a key");
+        return NULL;
+    }
+    return qv_hkdf_sha3_256(dek->data, dek->len, a->uuid, sizeof(a->uuid), PREVIOUS_INFO,
+                            strlen(PREVIOUS_INFO), key->data, key->len, error)
+               ? qv_aead_ctx_new(QV_AEAD_AES_256_GCM, key->data, error)
+               : NULL;
+}
+
+bool enc_area_wrap_previous(struct enc_area *a, const struct qv_secret *dek,
+                            const struct qv_secret *previous, GError **error)
+{
+    QV_CLEANUP(qv_aead_ctx_freep) struct qv_aead_ctx *ctx = previous_ctx(a, dek, error);
+    int ret;
+
+    if (ctx == NULL || !qv_random_bytes(a->wrap_nonce, sizeof(a->wrap_nonce), error)) {
+        return false;
+    }
+    ret = qv_aead_seal(ctx, a->wrap_nonce, a->uuid, sizeof(a->uuid), previous->data, a->wrapped,
+                       sizeof(a->wrapped), a->wrap_tag);
+    return ret == 0 || qv_fail_errno(error, ret, "wrapping the old data key");
+}
+
+struct qv_secret *enc_area_unwrap_previous(const struct enc_area *a, const struct qv_secret *dek,
+                                           GError **error)
+{
+    QV_CLEANUP(qv_aead_ctx_freep) struct qv_aead_ctx *ctx = previous_ctx(a, dek, error);
+    QV_CLEANUP(qv_secret_freep) struct qv_secret *out = qv_secret_new(QV_ENC_DEK_SIZE);
+    int ret;
+
+    if (ctx == NULL || out == NULL) {
+        return NULL;
+    }
+    ret = qv_aead_open(ctx, a->wrap_nonce, a->uuid, sizeof(a->uuid), a->wrapped, out->data,
+                       out->len, a->wrap_tag);
+    if (ret != 0) {
+        qv_fail_errno(error, ret, "the old data key does not open");
+        return NULL;
+    }
+    return g_steal_pointer(&out);
 }

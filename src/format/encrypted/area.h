@@ -68,6 +68,12 @@ void enc_area_info(const struct enc_area *area, struct qv_enc_info *out);
  * @error: there is no room, or no randomness. */
 uint32_t enc_area_add_epoch(struct enc_area *area, GError **error);
 
+/** enc_area_wrap_previous - @previous, wrapped with @dek, into @area. _unwrap_ - the reverse. */
+bool enc_area_wrap_previous(struct enc_area *area, const struct qv_secret *dek,
+                            const struct qv_secret *previous, GError **error);
+struct qv_secret *enc_area_unwrap_previous(const struct enc_area *area, const struct qv_secret *dek,
+                                           GError **error);
+
 /** enc_area_co_slot_set - see qv_enc_co_slot_set; @area is what the image has. */
 bool enc_area_co_slot_set(struct qv_node *file, const struct qcow2_seal_ext *ext,
                           struct enc_area *area, const struct qv_secret *dek, unsigned index,

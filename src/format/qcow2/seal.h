@@ -85,10 +85,11 @@ void qcow2_seal_root_make(const struct qcow2_seal_root *root, struct qcow2_seal_
 /* ---- an open image ---- */
 
 struct qcow2_seal;
+struct qcow2_seal_host;
 
 struct qcow2_seal_ops {
     /** co_open - the header is read and the geometry known; nothing else is. False with @error. */
-    bool (*co_open)(struct qcow2_seal *seal, struct qcow2_image *img, GError **error);
+    bool (*co_open)(struct qcow2_seal *seal, const struct qcow2_seal_host *host, GError **error);
     /** co_each_meta - calls @fn for each run of bytes of the file that is the seal's. */
     void (*each_meta)(struct qcow2_seal *seal, void (*fn)(void *arg, uint64_t offset, uint64_t len),
                       void *arg);
@@ -119,6 +120,26 @@ struct qcow2_seal {
     struct qv_node node; /* data, by host offset; requests carry qv_io.guest */
     const struct qcow2_seal_ops *ops;
 };
+
+/** What a seal knows of the image that it is opened for; fixed. */
+struct qcow2_seal_host {
+    struct qcow2_image *img;
+    struct qv_node *file; /* the image's */
+    unsigned cluster_bits;
+    uint64_t cluster_size;
+    const struct qcow2_seal_ext *ext;
+    struct qv_limits *limits; /* of the image's node: the seal may change them */
+};
+
+/** qcow2_co_seal_sync - one sync of the file, counted as the image counts them. */
+int qcow2_co_seal_sync(struct qcow2_image *img);
+/** qcow2_co_seal_reserve - @clusters adjacent zero ones for a new table. Under ref_lock. */
+int qcow2_co_seal_reserve(struct qcow2_image *img, uint64_t clusters, uint64_t *first);
+/** qcow2_seal_table_moved - the new table counts, durably; the old one's clusters are free. */
+void qcow2_seal_table_moved(struct qcow2_image *img, uint64_t first, uint64_t clusters,
+                            uint64_t old_first, uint64_t old_clusters);
+/** qcow2_node_seal - of an open image; NULL: not encrypted, or not a qcow2 node. */
+struct qcow2_seal *qcow2_node_seal(const struct qv_node *node);
 
 /** Sealing of a new image: qcow2_co_create makes room, the caller fills it. */
 struct qcow2_seal_create {

@@ -116,6 +116,43 @@ int qcow2_co_seal_link(struct qcow2_image *img, uint64_t first, uint64_t count, 
     return ret;
 }
 
+int qcow2_co_seal_sync(struct qcow2_image *img)
+{
+    return qcow2_co_sync(img);
+}
+
+int qcow2_co_seal_reserve(struct qcow2_image *img, uint64_t clusters, uint64_t *first)
+{
+    int ret;
+
+    do {
+        ret = qcow2_co_reserve_adjacent(img, clusters, first);
+    } while (ret == -EAGAIN);
+    return ret;
+}
+
+void qcow2_seal_table_moved(struct qcow2_image *img, uint64_t first, uint64_t clusters,
+                            uint64_t old_first, uint64_t old_clusters)
+{
+    pthread_mutex_lock(&img->lock);
+    for (uint64_t i = 0; i < clusters; i++) {
+        qcow2_meta_add(img, first + i);
+    }
+    for (uint64_t i = 0; i < old_clusters; i++) {
+        qcow2_meta_remove(img, old_first + i);
+    }
+    qcow2_freed_add(&img->freed_ready, old_first, old_clusters);
+    qcow2_bg_kick(img, QCOW2_BG_REAP);
+    pthread_mutex_unlock(&img->lock);
+}
+
+struct qcow2_seal *qcow2_node_seal(const struct qv_node *node)
+{
+    const struct qcow2_image *img = (const void *)node;
+
+    return node->format != NULL && strcmp(node->format->name, "qcow2") == 0 ? img->seal : NULL;
+}
+
 /* ---- opening ---- */
 
 struct meta {
@@ -138,11 +175,17 @@ static void add_meta(void *arg, uint64_t offset, uint64_t len)
 bool qcow2_co_seal_open(struct qcow2_image *img, GError **error)
 {
     struct meta m = {.img = img};
+    struct qcow2_seal_host host = {.img = img,
+                                   .file = img->node.file,
+                                   .cluster_bits = img->cluster_bits,
+                                   .cluster_size = img->cluster_size,
+                                   .ext = &img->header.seal,
+                                   .limits = &img->node.limits};
 
     if (img->seal == NULL) {
         return true;
     }
-    if (!img->seal->ops->co_open(img->seal, img, error)) {
+    if (!img->seal->ops->co_open(img->seal, &host, error)) {
         return false;
     }
     img->seal->ops->each_meta(img->seal, add_meta, &m);
