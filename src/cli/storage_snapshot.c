@@ -4,6 +4,7 @@
 #include "cli/storage.h"
 #include "job/facts.h"
 #include "job/snapshot.h"
+#include "vm/vm.h"
 
 #define NAME_OPTION(what)                                                                          \
     {                                                                                              \
@@ -12,6 +13,15 @@
 
 static const struct cli_option create_options[] = {NAME_OPTION("name of the new snapshot"), {0}};
 static const struct cli_option existing_options[] = {NAME_OPTION("its name, or its id"), {0}};
+static const struct cli_option delete_options[] = {
+    NAME_OPTION("its name, or its id"),
+    {.name = "rate",
+     .type = CLI_SIZE,
+     .meta = "SIZE",
+     .summary = "how much of the disk to deal with in a second; 16G beside a running guest, else "
+                "no limit"},
+    {0},
+};
 
 /* ---- create, restore, delete ---- */
 
@@ -47,6 +57,26 @@ static int run_restore(struct cli *cli, const struct cli_args *args)
     return report(cli, args, "Restored");
 }
 
+/* An image that one of our VMs holds is dealt with by that VM, beside its guest. */
+static bool delete (struct qv_catalog *catalog, const struct qv_image_record *record,
+                    const char *name, uint64_t rate, const struct qv_job_watch *watch,
+                    GError **error)
+{
+    struct qv_lock_owner owner = {0};
+    bool known = false, ok;
+
+    if (qv_catalog_owner(catalog, record, &owner, &known) && known &&
+        g_strcmp0(owner.kind, "vm") == 0 && g_strcmp0(owner.mode, "write") == 0) {
+        ok = qv_vm_image_snapshot_delete(catalog, owner.name, record, name,
+                                         rate != 0 ? rate : QV_VM_SNAPSHOT_DELETE_RATE, watch,
+                                         error);
+    } else {
+        ok = qv_job_snapshot_delete(catalog, record, name, rate, watch, error);
+    }
+    qv_lock_owner_clear(&owner);
+    return ok;
+}
+
 static int run_delete(struct cli *cli, const struct cli_args *args)
 {
     QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
@@ -60,7 +90,8 @@ static int run_delete(struct cli *cli, const struct cli_args *args)
     }
     progress = cli_progress_new(cli, "snapshot delete");
     watch = cli_watch(progress);
-    ok = qv_job_snapshot_delete(cli->catalog, record, cli_text(args, "name"), &watch, &error);
+    ok = delete (cli->catalog, record, cli_text(args, "name"), cli_number(args, "rate", 0), &watch,
+                 &error);
     cli_progress_free(progress);
     return ok ? report(cli, args, "Deleted") : cli_fail(cli, error);
 }
@@ -135,6 +166,8 @@ const struct cli_command cli_storage_snapshot_delete = {
     .name = "snapshot delete",
     .args = "IMAGE",
     .summary = "remove a snapshot and give its space back",
-    .options = existing_options,
+    .details = "Of an image in use by a VM it is removed at once, and its space comes back bit by "
+               "bit beside the guest's work; that goes on when this command is interrupted.",
+    .options = delete_options,
     .fn = run_delete,
 };

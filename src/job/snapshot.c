@@ -4,13 +4,16 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "base/maths.h"
 
 #define PROGRESS_STEPS 10000u
+#define DELETE_STEP    (4 * QV_GIB) /* of the disk, at a limited rate */
 
 struct change {
     bool shows; /* the disk's content becomes another one */
     const struct qv_image_handle *handle;
     const char *name;
+    uint64_t rate; /* of deleting; bytes of the disk per second, 0: no limit */
     const struct qv_job_watch *watch;
     bool (*co_fn)(const struct change *change, struct qv_node *root, GError **error);
 };
@@ -38,7 +41,10 @@ static void delete_progress(void *arg, double done)
 static bool co_delete(const struct change *change, struct qv_node *root, GError **error)
 {
     struct change arg = *change;
-    struct qcow2_delete_opts opts = {.progress = delete_progress, .arg = &arg};
+    struct qcow2_delete_opts opts = {.step = change->rate != 0 ? DELETE_STEP : 0,
+                                     .rate = change->rate,
+                                     .progress = delete_progress,
+                                     .arg = &arg};
 
     return qcow2_co_snapshot_delete(root, change->name, &opts, error);
 }
@@ -99,9 +105,10 @@ bool qv_job_snapshot_restore(struct qv_catalog *catalog, const struct qv_image_r
 }
 
 bool qv_job_snapshot_delete(struct qv_catalog *catalog, const struct qv_image_record *record,
-                            const char *name, const struct qv_job_watch *watch, GError **error)
+                            const char *name, uint64_t rate, const struct qv_job_watch *watch,
+                            GError **error)
 {
-    struct change change = {.name = name, .watch = watch, .co_fn = co_delete};
+    struct change change = {.name = name, .rate = rate, .watch = watch, .co_fn = co_delete};
 
     return run(catalog, record, &change, error);
 }

@@ -20,9 +20,11 @@ bool qv_job_snapshot_create(struct qv_catalog *catalog, const struct qv_image_re
 bool qv_job_snapshot_restore(struct qv_catalog *catalog, const struct qv_image_record *record,
                              const char *name, GError **error);
 
-/** qv_job_snapshot_delete - and gives its space back. As qv_job_snapshot_restore. */
+/** qv_job_snapshot_delete - and gives its space back. As qv_job_snapshot_restore. @rate: bytes of
+ * the disk per second; 0: at once. */
 bool qv_job_snapshot_delete(struct qv_catalog *catalog, const struct qv_image_record *record,
-                            const char *name, const struct qv_job_watch *watch, GError **error);
+                            const char *name, uint64_t rate, const struct qv_job_watch *watch,
+                            GError **error);
 
 /** qv_job_co_snapshots - the snapshots in @file of an image of @record's format, of struct
  * qcow2_snapshot *; none for a format that has none. Coroutine. */

@@ -15,11 +15,17 @@ static const struct {
     const char *name;
     bool (*co_run)(struct server_request *req, json_t **result, GError **error);
 } commands[] = {
-    {"disk-add", server_disk_co_add},       {"disk-remove", server_disk_co_remove},
-    {"disk-resize", server_disk_co_resize}, {"disk-pause", server_disk_co_pause},
-    {"disk-resume", server_disk_co_resume}, {"disk-retry", server_disk_co_retry},
-    {"disk-flush", server_disk_co_flush},   {"stats", server_disk_co_stats},
-    {"export-add", server_export_co_add},   {"export-remove", server_export_co_remove},
+    {"disk-add", server_disk_co_add},
+    {"disk-remove", server_disk_co_remove},
+    {"disk-resize", server_disk_co_resize},
+    {"disk-pause", server_disk_co_pause},
+    {"disk-resume", server_disk_co_resume},
+    {"disk-retry", server_disk_co_retry},
+    {"disk-flush", server_disk_co_flush},
+    {"stats", server_disk_co_stats},
+    {"export-add", server_export_co_add},
+    {"export-remove", server_export_co_remove},
+    {"snapshot-delete", server_disk_co_snapshot_delete},
 };
 
 static void channel_send(struct server *server, json_t *doc)

@@ -14,21 +14,10 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "image/report.h"
-#include "server/server_int.h"
+#include "server/disk_int.h"
 
 #define RETRY_MIN_NS (INT64_C(1) * 1000000000)
 #define RETRY_MAX_NS (INT64_C(10) * 1000000000)
-
-struct server_disk {
-    struct server *server;
-    char *id;
-    struct qv_co_mutex lock;
-    struct qv_disk *disk; /* NULL: not open yet, or closed */
-    unsigned paused;      /* disk-pause without disk-resume */
-    int space_fd;         /* to ask for room; -1: not a regular file */
-    struct qv_timer retry;
-    int64_t retry_delay; /* ns until the next try */
-};
 
 static void disk_clear(void *data)
 {
@@ -36,15 +25,16 @@ static void disk_clear(void *data)
 
     qv_close_fd(&disk->space_fd);
     qv_co_mutex_destroy(&disk->lock);
+    server_job_destroy(&disk->job);
     g_free(disk->id);
 }
 
-static struct server_disk *disk_ref(struct server_disk *disk)
+struct server_disk *server_disk_ref(struct server_disk *disk)
 {
     return g_atomic_rc_box_acquire(disk);
 }
 
-static void disk_unref(struct server_disk *disk)
+void server_disk_unref(struct server_disk *disk)
 {
     g_atomic_rc_box_release_full(disk, disk_clear);
 }
@@ -121,7 +111,7 @@ static void stop_note_arrived(struct qv_work *work)
             }
         }
     }
-    disk_unref(disk);
+    server_disk_unref(disk);
     g_free(note);
 }
 
@@ -132,7 +122,7 @@ static void disk_stopped(void *arg, int err, enum qv_op op, uint64_t offset)
     struct stop_note *note = g_new0(struct stop_note, 1);
 
     note->work.fn = stop_note_arrived;
-    note->disk = disk_ref(disk);
+    note->disk = server_disk_ref(disk);
     note->err = err;
     note->op = op;
     note->offset = offset;
@@ -149,7 +139,7 @@ bool server_disk_co_lock(struct server *server, const char *id, struct server_di
     if (disk == NULL) {
         return qv_fail(error, QV_ERROR_NOT_FOUND, "%s: no such disk", id != NULL ? id : "id");
     }
-    disk_ref(disk);
+    server_disk_ref(disk);
     qv_co_mutex_lock(&disk->lock);
     if (disk->disk == NULL) {
         server_disk_unlock(disk);
@@ -162,7 +152,7 @@ bool server_disk_co_lock(struct server *server, const char *id, struct server_di
 void server_disk_unlock(struct server_disk *disk)
 {
     qv_co_mutex_unlock(&disk->lock);
-    disk_unref(disk);
+    server_disk_unref(disk);
 }
 
 /* The disk named by a request that has no argument but "id", and @key when not NULL. */
@@ -255,14 +245,15 @@ bool server_disk_co_add(struct server_request *req, json_t **result, GError **er
     disk->retry.fn = retry_due;
     disk->retry_delay = RETRY_MIN_NS;
     qv_co_mutex_init(&disk->lock);
+    server_job_init(&disk->job);
     qv_co_mutex_lock(&disk->lock); /* free: does not yield */
-    g_hash_table_insert(server->disks, disk->id, disk_ref(disk));
+    g_hash_table_insert(server->disks, disk->id, server_disk_ref(disk));
     ok = co_open(disk, &spec, error);
     if (ok) {
         *result = qv_disk_report(disk->disk, false);
     } else {
         g_hash_table_remove(server->disks, disk->id);
-        disk_unref(disk);
+        server_disk_unref(disk);
     }
     server_image_spec_free(spec.image);
     server_disk_unlock(disk);
@@ -274,13 +265,14 @@ bool server_disk_co_close(struct server_disk *disk, GError **error)
     struct qv_disk *open = disk->disk;
     int ret;
 
+    server_job_co_end(&disk->job);
     qv_timer_cancel(&disk->retry);
     for (; disk->paused > 0; disk->paused--) {
         qv_disk_drain_end(open);
     }
     disk->disk = NULL;
     g_hash_table_remove(disk->server->disks, disk->id);
-    disk_unref(disk);
+    server_disk_unref(disk);
     ret = qv_disk_co_free(open);
     qv_close_fd(&disk->space_fd); /* it shares the image's locks */
     disk->space_fd = -1;
@@ -323,6 +315,7 @@ bool server_disk_co_resize(struct server_request *req, json_t **result, GError *
         server_disk_unlock(disk);
         return false;
     }
+    server_job_hurry(&disk->job); /* changes of an image wait for each other */
     ret = qv_disk_co_resize(disk->disk, size);
     if (ret == 0) {
         server_disk_resized(req->server, disk);
@@ -403,6 +396,7 @@ bool server_disk_co_stats(struct server_request *req, json_t **result, GError **
         return false;
     }
     *result = qv_disk_report(disk->disk, true);
+    server_job_report(&disk->job, *result);
     server_disk_unlock(disk);
     return true;
 }

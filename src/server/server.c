@@ -87,6 +87,7 @@ static void server_co(void *arg)
         qv_co_yield(); /* until server_stop, which wakes once */
     }
     alarm(END_TIMEOUT_S);
+    server_jobs_hurry(server);
     if (server->running > 0) {
         server->main_waits = true;
         qv_co_yield(); /* until the last request has ended */

@@ -87,6 +87,13 @@ bool server_disk_co_retry(struct server_request *req, json_t **result, GError **
 bool server_disk_co_flush(struct server_request *req, json_t **result, GError **error);
 bool server_disk_co_stats(struct server_request *req, json_t **result, GError **error);
 
+/* ---- disk_job.c ---- */
+
+bool server_disk_co_snapshot_delete(struct server_request *req, json_t **result, GError **error);
+
+/** server_jobs_hurry - the end is near. */
+void server_jobs_hurry(struct server *server);
+
 /** server_disk_co_close - drains, flushes and closes; the first error. */
 bool server_disk_co_close(struct server_disk *disk, GError **error);
 

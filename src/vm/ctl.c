@@ -260,13 +260,16 @@ static bool read_answer(int fd, GByteArray *into)
 bool vm_ctl_call(const struct vm_place *place, const char *command, json_t *args, json_t **result,
                  GError **error)
 {
-    g_autoptr(GByteArray) text = g_byte_array_new();
-    g_autoptr(json_t) doc = NULL;
     QV_CLEANUP(qv_close_fd) int fd = -1;
 
-    if (!vm_ctl_connect(place, command, args, &fd, error)) {
-        return false;
-    }
+    return vm_ctl_connect(place, command, args, &fd, error) && vm_ctl_answer(fd, result, error);
+}
+
+bool vm_ctl_answer(int fd, json_t **result, GError **error)
+{
+    g_autoptr(GByteArray) text = g_byte_array_new();
+    g_autoptr(json_t) doc = NULL;
+
     if (!read_answer(fd, text) || !qv_json_parse((const char *)text->data, text->len, &doc, NULL)) {
         return qv_fail(error, QV_ERROR_FAILED, "the supervisor died");
     }

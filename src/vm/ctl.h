@@ -47,6 +47,9 @@ int vm_ctl_take(struct vm_ctl_request *request);
 bool vm_ctl_connect(const struct vm_place *place, const char *command, json_t *args, int *fd,
                     GError **error);
 
+/** vm_ctl_answer - waits for the answer on @fd, which stays the caller's. @result: as below. */
+bool vm_ctl_answer(int fd, json_t **result, GError **error);
+
 /** vm_ctl_call - sends a request and waits for the answer; @args is taken over. @result: the
  * caller's; may be NULL. */
 bool vm_ctl_call(const struct vm_place *place, const char *command, json_t *args, json_t **result,

@@ -241,6 +241,82 @@ static void request_resize(struct sup *sup, struct vm_ctl_request *request, cons
     }
 }
 
+/* ---- jobs of a disk ---- */
+
+static void on_job_done(void *arg, json_t *result, const GError *error)
+{
+    struct vm_ctl_request *request = arg;
+
+    (void)result;
+    finish(request, error == NULL, error);
+}
+
+/* The disk that a request for one names; refuses the request otherwise. */
+static struct sup_disk *disk_of_request(struct sup *sup, struct vm_ctl_request *request,
+                                        const json_t *args)
+{
+    g_autoptr(GError) error = NULL;
+    struct sup_disk *disk = NULL;
+    const char *path = NULL;
+
+    if (!qv_json_read_text(args, "", "path", &path, &error)) {
+        vm_ctl_refuse(request, error);
+        return NULL;
+    }
+    disk = disk_by_path(sup, path);
+    if (disk == NULL) {
+        refuse(request, QV_ERROR_NOT_FOUND, "has no such disk", NULL);
+    } else if (sup->io == NULL) {
+        refuse(request, QV_ERROR_FAILED, "has no I/O process at the moment", NULL);
+        disk = NULL;
+    }
+    return disk;
+}
+
+/* The I/O process does it beside the guest's requests, whether the command waits for it or not. */
+static void request_snapshot_delete(struct sup *sup, struct vm_ctl_request *request,
+                                    const json_t *args)
+{
+    g_autoptr(GError) error = NULL;
+    const char *name = NULL;
+    const struct sup_disk *disk;
+    uint64_t rate = 0;
+    json_t *job;
+
+    if (!qv_json_read_text(args, "", "name", &name, &error) ||
+        !qv_json_read_size(args, "", "rate", &rate, &error)) {
+        vm_ctl_refuse(request, error);
+        return;
+    }
+    disk = disk_of_request(sup, request, args);
+    if (disk == NULL) {
+        return;
+    }
+    job = json_pack("{s:s, s:s}", "id", disk->id, "name", name != NULL ? name : "");
+    if (rate != 0) {
+        json_object_set_new(job, "rate", qv_json_u64(rate));
+    }
+    qv_control_client_call_async(sup->io, "snapshot-delete", job, NULL, 0, on_job_done, request);
+}
+
+/* How far the job of a disk is; an empty object: there is none. */
+static void request_job(struct sup *sup, struct vm_ctl_request *request, const json_t *args)
+{
+    const struct sup_disk *disk = disk_of_request(sup, request, args);
+    g_autoptr(json_t) stats = NULL;
+    g_autoptr(GError) error = NULL;
+
+    if (disk == NULL) {
+        return;
+    }
+    if (!qv_control_client_call(sup->io, "stats", json_pack("{s:s}", "id", disk->id), NULL, 0,
+                                STATS_MS, &stats, &error)) {
+        vm_ctl_refuse(request, error);
+    } else {
+        vm_ctl_reply(request, json_incref(json_object_get(stats, "job")));
+    }
+}
+
 static void request_console(struct sup *sup, struct vm_ctl_request *request)
 {
     if (sup->console == NULL) {
@@ -270,6 +346,10 @@ void sup_request(void *arg, struct vm_ctl_request *request, const char *command,
         request_resume(sup, request);
     } else if (strcmp(command, "resize") == 0) {
         request_resize(sup, request, args);
+    } else if (strcmp(command, "snapshot-delete") == 0) {
+        request_snapshot_delete(sup, request, args);
+    } else if (strcmp(command, "job") == 0) {
+        request_job(sup, request, args);
     } else {
         refuse(request, QV_ERROR_USAGE, "the supervisor does not know that command",
                "it may be of another version: stop the VM and start it again");

@@ -3,6 +3,7 @@
 #include "vm/vm.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -15,6 +16,8 @@
 
 /* A supervisor that holds the lock but does not answer is starting or ending. */
 #define ANSWER_WAIT_US (INT64_C(2) * G_USEC_PER_SEC)
+#define JOB_POLL_MS    300
+#define JOB_STEPS      10000u
 
 static bool exists(struct qv_catalog *catalog, const char *name, GError **error)
 {
@@ -71,6 +74,45 @@ bool qv_vm_image_resize(struct qv_catalog *catalog, const char *name,
     if (!vm_ctl_call(&place, "resize",
                      json_pack("{s:s, s:o}", "path", record->path, "size", qv_json_u64(size)), NULL,
                      error)) {
+        g_prefix_error(error, "%s: ", record->name);
+        return false;
+    }
+    return true;
+}
+
+/* Waits for the answer on @fd; tells @watch meanwhile how far the job of the image @path is. */
+static bool wait_for_job(const struct vm_place *place, int fd, const char *path,
+                         const struct qv_job_watch *watch, GError **error)
+{
+    struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+
+    while (poll(&poll_fd, 1, JOB_POLL_MS) == 0) {
+        g_autoptr(json_t) job = NULL;
+        double done = 0;
+
+        /* A supervisor that cannot say is no reason to stop waiting. */
+        if (vm_ctl_call(place, "job", json_pack("{s:s}", "path", path), &job, NULL) &&
+            json_is_real(json_object_get(job, "progress"))) {
+            done = json_real_value(json_object_get(job, "progress"));
+            qv_job_progress(watch, (uint64_t)(done * JOB_STEPS), JOB_STEPS);
+        }
+    }
+    return vm_ctl_answer(fd, NULL, error);
+}
+
+bool qv_vm_image_snapshot_delete(struct qv_catalog *catalog, const char *name,
+                                 const struct qv_image_record *record, const char *snapshot,
+                                 uint64_t rate, const struct qv_job_watch *watch, GError **error)
+{
+    QV_CLEANUP(vm_place_clear) struct vm_place place = VM_PLACE_NONE;
+    QV_CLEANUP(qv_close_fd) int fd = -1;
+
+    vm_place_init(catalog, name, &place);
+    if (!vm_ctl_connect(&place, "snapshot-delete",
+                        json_pack("{s:s, s:s, s:o}", "path", record->path, "name", snapshot, "rate",
+                                  qv_json_u64(rate)),
+                        &fd, error) ||
+        !wait_for_job(&place, fd, record->path, watch, error)) {
         g_prefix_error(error, "%s: ", record->name);
         return false;
     }

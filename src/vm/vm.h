@@ -13,6 +13,7 @@
 
 #include "catalog/catalog.h"
 #include "catalog/images.h"
+#include "job/run.h"
 
 /** qv_vm_validate - whether `vm create` would take the configuration @path: it is correct, the
  * images exist or can be made. *@name (may be NULL): the VM's, caller frees. */
@@ -63,5 +64,18 @@ bool qv_vm_console(struct qv_catalog *catalog, const char *name, int in, int out
  * QV_ERROR_NOT_FOUND: it does not run (any more), or does not have that image. */
 bool qv_vm_image_resize(struct qv_catalog *catalog, const char *name,
                         const struct qv_image_record *record, uint64_t size, GError **error);
+
+/** How fast a snapshot is deleted beside a guest, where nobody says otherwise: bytes of the disk
+ * per second. */
+#define QV_VM_SNAPSHOT_DELETE_RATE (UINT64_C(16) << 30)
+
+/**
+ * qv_vm_image_snapshot_delete - deletes the internal snapshot @snapshot (name, else ID) of
+ * @record's image, which the running VM @name holds. The VM does it beside its guest, also when
+ * this process dies; returns at the end. @rate: bytes of the disk per second.
+ */
+bool qv_vm_image_snapshot_delete(struct qv_catalog *catalog, const char *name,
+                                 const struct qv_image_record *record, const char *snapshot,
+                                 uint64_t rate, const struct qv_job_watch *watch, GError **error);
 
 #endif

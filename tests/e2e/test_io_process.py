@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The I/O process under a supervisor of ours: requests, confinement, orderly end."""
 import fcntl
+import json
 import os
 import signal
 import struct
+import time
 
 import pytest
 
+from qvtest import paths
+from qvtest.command import run
 from qvtest.io_process import IoProcess, Refused
 
 
@@ -203,3 +207,57 @@ def test_it_is_not_for_use_by_hand():
     result = subprocess.run([paths.BUILD / "quantavirt-io"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "not by hand" in result.stderr
+
+
+@pytest.fixture
+def snapshots(disk_dir, qemu_img):
+    """An image with 64 GiB of metadata, all of it shared with the snapshots s and t."""
+    path = disk_dir / "a.qcow2"
+    run(paths.BUILD / "tests/support/qcow2_tool", "create", path, 64 << 30, 65536, 16, 3, "metadata")
+    for name in "st":
+        run(paths.BUILD / "tests/support/qcow2_snapshot", "create", path, name)
+    return path
+
+
+def names(path):
+    return [s["name"] for s in json.loads(run(paths.BUILD / "tests/support/qcow2_snapshot", "list", path).stdout)]
+
+
+def test_a_snapshot_is_deleted_beside_other_requests(io, snapshots, qemu_img):
+    io.add_disk("d", snapshots, "qcow2")
+    with pytest.raises(Refused, match="not-found"):
+        io.call("snapshot-delete", id="d", name="none")
+    with pytest.raises(Refused, match="name"):
+        io.call("snapshot-delete", id="d")
+    job = io.send("snapshot-delete", id="d", name="s", rate=1 << 30)  # would take a minute
+    end = time.monotonic() + 20
+    while not 0 < io.call("stats", id="d")["job"]["progress"] < 1:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    with pytest.raises(Refused, match="in-use"):
+        io.call("snapshot-delete", id="d", name="t")
+    io.call("disk-pause", id="d")
+    io.call("disk-resume", id="d")
+    # A change of the image waits for the job, which then takes no more time than it must.
+    assert io.call("disk-resize", id="d", size=65 << 30)["size"] == 65 << 30
+    assert "job" not in io.call("stats", id="d")
+    with pytest.raises(Refused, match="not-found"):
+        io.call("snapshot-delete", id="d", name="s")
+    io.send("snapshot-delete", id="d", name="t", rate=1 << 30)
+    while "job" not in io.call("stats", id="d"):
+        pass
+    io.call("disk-remove", id="d")
+    assert names(snapshots) == []
+    assert qemu_img("check", "--output=json", snapshots).get("leaks", 0) == 0
+    del job
+
+
+def test_the_end_of_the_process_hurries_a_job(snapshots, qemu_img):
+    io = IoProcess()
+    io.add_disk("d", snapshots, "qcow2")
+    io.send("snapshot-delete", id="d", name="s", rate=1 << 30)
+    io.call("stats", id="d")
+    code, stderr = io.stop()
+    assert code == 0, stderr
+    assert names(snapshots) == ["t"]
+    assert qemu_img("check", "--output=json", snapshots).get("leaks", 0) == 0

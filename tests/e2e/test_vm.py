@@ -273,6 +273,25 @@ def test_guest_sees_the_new_size(quantavirt, root, vm):
     assert quantavirt("storage", "info", "a", "--json").json()["virtual_size"] == 2 << 20
 
 
+def test_snapshot_of_an_image_in_use_is_deleted(quantavirt, root, vm, qemu_img):
+    """Beside the guest, which goes on; its disk grows although it has snapshots."""
+    quantavirt("storage", "create", "--name", "a", "--format", "qcow2", "--size", "8G", "--prealloc", "metadata")
+    for name in ("one", "two"):
+        quantavirt("storage", "snapshot", "create", "a", "--name", name)
+    web = vm("web", [disk("a")], COUNTER)
+    web.wait_count()
+    assert "no snapshot" in quantavirt("storage", "snapshot", "delete", "a", "--name", "none", code=3).stderr
+    quantavirt("storage", "snapshot", "delete", "a", "--name", "one")
+    assert [s["name"] for s in quantavirt("storage", "snapshot", "list", "a", "--json").json()] == ["two"]
+    quantavirt("storage", "resize", "a", "--size", "9G")
+    result = quantavirt("storage", "snapshot", "delete", "a", "--name", "two", "--rate", "8G", "--json")
+    assert result.json()["snapshots"] == []
+    web.wait_count(5)
+    web("stop")
+    found = qemu_img("check", "--output=json", root / "images/a.qcow2")
+    assert found.get("leaks", 0) == found.get("corruptions", 0) == 0
+
+
 # Prints through the BIOS, which the serial line shows too, then halts the machine by APM.
 BOOT_SECTOR = bytes([
     0x31, 0xc0,              # xor ax, ax

@@ -11,8 +11,6 @@
 #include "base/log.h"
 #include "driver.h"
 
-#define DATA_PAGES 8u
-
 static void test_power_on_values(void **state)
 {
     struct drv *d = drv_new(&(struct drv_opts){0});
@@ -196,15 +194,17 @@ static void test_reset_forgets_everything(void **state)
 static void test_reset_with_requests_in_flight(void **state)
 {
     struct drv *d = drv_new(&(struct drv_opts){.disks = 2});
-    uint64_t data = drv_alloc(d, 4096 * DATA_PAGES);
+    uint64_t data = drv_alloc(d, 4096 * (DRV_QUEUES + 1)); /* a page for each queue */
 
     for (int how = 0; how < 4; how++) {
         drv_queues(d, DRV_QUEUES);
         atomic_store(&d->ctl[0].hold, true);
         for (unsigned i = 0; i < DRV_QUEUES * 4; i++) {
-            struct cmd cmd = drv_rw(d, i % 2 ? 1 : 2, 1 + i % 2, i * 8, 8, data);
+            unsigned qid = 1 + i % DRV_QUEUES;
+            struct cmd cmd =
+                drv_rw(d, i % 2 ? 1 : 2, 1 + i % 2, i * 8, 8, data + (uint64_t)qid * 4096);
 
-            drv_put(d, 1 + i % DRV_QUEUES, &cmd);
+            drv_put(d, qid, &cmd);
         }
         for (unsigned i = 1; i <= DRV_QUEUES; i++) {
             drv_ring(d, i);
@@ -212,14 +212,11 @@ static void test_reset_with_requests_in_flight(void **state)
         if (how > 0) {
             drv_held(d, 0, DRV_QUEUES * 2);
         }
-        atomic_store(&d->flag, false);
         if (how < 3) {
             drv_write(d, REG_CC, CC_ON & ~1u, 4);
         }
         if (how >= 2) {
-            struct drv *copy = d;
-
-            drv_meet(copy);
+            drv_meet(d);
         }
         atomic_store(&d->ctl[0].hold, false);
         drv_release(d, 0);
