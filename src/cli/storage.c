@@ -2,6 +2,7 @@
 #include "cli/storage.h"
 
 #include "base/error.h"
+#include "job/create.h"
 #include "job/facts.h"
 
 bool cli_find_image(struct cli *cli, const char *ref, const char *format, bool paths,
@@ -17,6 +18,27 @@ bool cli_find_image(struct cli *cli, const char *ref, const char *format, bool p
                        ref);
     }
     return qv_catalog_find(catalog, ref, format, out, error);
+}
+
+void cli_key_options(const struct cli_args *args, struct qv_create_opts *opts,
+                     struct qv_create_report *report)
+{
+    opts->key = cli_text(args, "key");
+    opts->kem = cli_text(args, "kem");
+    opts->aead = cli_text(args, "aead");
+    opts->report = report;
+}
+
+void cli_say_key(struct cli *cli, const struct qv_create_report *report)
+{
+    if (report->key != NULL && report->made) {
+        cli_say(cli,
+                "Made key %s for it in store %s; losing it is losing the disk (pqc key-export "
+                "saves it)",
+                report->key, report->store);
+    } else if (report->key != NULL) {
+        cli_say(cli, "Its key is %s in store %s", report->key, report->store);
+    }
 }
 
 struct qv_job_watch cli_watch(struct cli_progress *progress)

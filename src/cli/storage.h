@@ -30,6 +30,19 @@
         .name = "extended-l2", .type = CLI_FLAG,                                                   \
         .summary = "qcow2: sub-clusters, so that small writes over a backing image copy little"    \
     }
+#define CLI_KEY_OPTIONS                                                                            \
+    {.name = "key",                                                                                \
+     .type = CLI_TEXT,                                                                             \
+     .meta = "KEY",                                                                                \
+     .summary = "encrypted: for this key; one called like the image is made when not given"},      \
+        {.name = "kem",                                                                            \
+         .type = CLI_CHOICE,                                                                       \
+         .meta = "ML-KEM-512|ML-KEM-768|ML-KEM-1024|X25519MLKEM768",                               \
+         .summary = "encrypted: what kind of key to make; ML-KEM-768 when not given"},             \
+    {                                                                                              \
+        .name = "aead", .type = CLI_CHOICE, .meta = "AES-256-GCM|ChaCha20-Poly1305",               \
+        .summary = "encrypted: the cipher; AES-256-GCM when not given"                             \
+    }
 #define CLI_BACKING_ROOT_OPTION                                                                    \
     {                                                                                              \
         .name = "backing-root", .type = CLI_TEXT, .meta = "DIR",                                   \
@@ -56,6 +69,17 @@
  */
 bool cli_find_image(struct cli *cli, const char *ref, const char *format, bool paths,
                     struct qv_image_record **out, GError **error);
+
+struct qv_create_opts;
+struct qv_create_report;
+
+/** cli_key_options - takes --key, --kem and --aead into @opts, and @report where the key that is
+ * made or used is told. */
+void cli_key_options(const struct cli_args *args, struct qv_create_opts *opts,
+                     struct qv_create_report *report);
+
+/** cli_say_key - tells about the key of a new encrypted image; nothing for other ones. */
+void cli_say_key(struct cli *cli, const struct qv_create_report *report);
 
 /** cli_watch - a watch that shows @progress. */
 struct qv_job_watch cli_watch(struct cli_progress *progress);

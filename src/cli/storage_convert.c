@@ -23,6 +23,7 @@ static const struct cli_option options[] = {
     CLI_CLUSTER_SIZE_OPTION,
     CLI_COMPRESSION_OPTION,
     CLI_EXTENDED_L2_OPTION,
+    CLI_KEY_OPTIONS,
     CLI_BACKING_ROOT_OPTION,
     {.name = "compress", .type = CLI_FLAG, .summary = "qcow2: store the content compressed"},
     {0},
@@ -55,6 +56,7 @@ static bool split_output(const char *output, char **pool, struct qv_create_opts 
 
 static int run(struct cli *cli, const struct cli_args *args)
 {
+    QV_CLEANUP(qv_create_report_clear) struct qv_create_report report = {0};
     QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
     struct qv_create_opts opts = {
         .pool = cli_text(args, "pool"),
@@ -68,10 +70,12 @@ static int run(struct cli *cli, const struct cli_args *args)
     g_autofree char *pool = NULL;
     g_autofree char *line = NULL;
     g_autoptr(GError) error = NULL;
+    int code;
     struct cli_progress *progress;
     struct qv_job_watch watch;
     bool ok;
 
+    cli_key_options(args, &opts, &report);
     if (!split_output(cli_text(args, "output"), &pool, &opts, &error) ||
         !cli_find_image(cli, cli_arg(args, 0), cli_text(args, "format"), true, &record, &error)) {
         return cli_fail(cli, error);
@@ -85,7 +89,9 @@ static int run(struct cli *cli, const struct cli_args *args)
         return cli_fail(cli, error);
     }
     line = g_strdup_printf("Converted %s to %s: %s", record->name, opts.name, opts.format);
-    return cli_report_image(cli, cli_text(args, "output"), line);
+    code = cli_report_image(cli, cli_text(args, "output"), line);
+    cli_say_key(cli, &report);
+    return code;
 }
 
 const struct cli_command cli_storage_convert = {

@@ -27,6 +27,7 @@ static const struct cli_option options[] = {
     CLI_CLUSTER_SIZE_OPTION,
     CLI_COMPRESSION_OPTION,
     CLI_EXTENDED_L2_OPTION,
+    CLI_KEY_OPTIONS,
     {.name = "backing",
      .type = CLI_TEXT,
      .meta = "IMAGE",
@@ -36,6 +37,7 @@ static const struct cli_option options[] = {
 
 static int run(struct cli *cli, const struct cli_args *args)
 {
+    QV_CLEANUP(qv_create_report_clear) struct qv_create_report report = {0};
     struct qv_create_opts opts = {
         .name = cli_text(args, "name"),
         .pool = cli_text(args, "pool"),
@@ -50,8 +52,10 @@ static int run(struct cli *cli, const struct cli_args *args)
     g_autofree char *line = NULL;
     g_autofree char *size = NULL;
     g_autoptr(GError) error = NULL;
+    int code;
     struct qv_catalog *catalog = cli_catalog(cli, &error);
 
+    cli_key_options(args, &opts, &report);
     if (opts.size == NO_SIZE) {
         if (opts.backing == NULL) {
             qv_fail(&error, QV_ERROR_USAGE, "--size is missing");
@@ -66,7 +70,9 @@ static int run(struct cli *cli, const struct cli_args *args)
     line = opts.size == QV_SIZE_OF_BACKING
                ? g_strdup_printf("Created %s: a clone of %s", opts.name, opts.backing)
                : g_strdup_printf("Created %s: %s, %s", opts.name, opts.format, size);
-    return cli_report_image(cli, opts.name, line);
+    code = cli_report_image(cli, opts.name, line);
+    cli_say_key(cli, &report);
+    return code;
 }
 
 const struct cli_command cli_storage_create = {
@@ -75,7 +81,10 @@ const struct cli_command cli_storage_create = {
     .summary = "make a new image",
     .details =
         "A raw image takes its full size at once unless --prealloc off is given; a qcow2 image "
-        "takes space as it is used unless --prealloc says otherwise.",
+        "takes space as it is used unless --prealloc says otherwise. An encrypted image needs a "
+        "key: --key "
+        "names one, else a key called like the image is made in the best key store that is "
+        "present.",
     .options = options,
     .fn = run,
 };

@@ -22,12 +22,14 @@ static const struct cli_option options[] = {
     CLI_CLUSTER_SIZE_OPTION,
     CLI_COMPRESSION_OPTION,
     CLI_EXTENDED_L2_OPTION,
+    CLI_KEY_OPTIONS,
     CLI_BACKING_ROOT_OPTION,
     {0},
 };
 
 static int run(struct cli *cli, const struct cli_args *args)
 {
+    QV_CLEANUP(qv_create_report_clear) struct qv_create_report report = {0};
     struct qv_create_opts opts = {
         .name = cli_text(args, "name"),
         .pool = cli_text(args, "pool"),
@@ -39,11 +41,13 @@ static int run(struct cli *cli, const struct cli_args *args)
     };
     g_autofree char *line = NULL;
     g_autoptr(GError) error = NULL;
+    int code;
     struct qv_catalog *catalog = cli_catalog(cli, &error);
     struct cli_progress *progress;
     struct qv_job_watch watch;
     bool ok;
 
+    cli_key_options(args, &opts, &report);
     if (catalog == NULL) {
         return cli_fail(cli, error);
     }
@@ -56,7 +60,9 @@ static int run(struct cli *cli, const struct cli_args *args)
         return cli_fail(cli, error);
     }
     line = g_strdup_printf("Imported %s as %s", cli_arg(args, 0), opts.name);
-    return cli_report_image(cli, opts.name, line);
+    code = cli_report_image(cli, opts.name, line);
+    cli_say_key(cli, &report);
+    return code;
 }
 
 const struct cli_command cli_storage_import = {

@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/storage.h"
 #include "job/facts.h"
+#include "key/key.h"
 
 static const struct cli_option options[] = {CLI_PATH_FORMAT_OPTION, {0}};
 
@@ -56,21 +57,50 @@ static void print_rare(const struct qv_image_facts *facts)
     }
 }
 
+static void print_encryption(const struct qv_image_facts *facts)
+{
+    g_autofree char *how = g_strdup_printf("%s / %s", facts->kem, facts->aead);
+    enum qv_key_store store;
+
+    if (facts->key == NULL) {
+        line("Encrypted:", "no");
+        return;
+    }
+    line("Encrypted:", how);
+    line("Key Backend:",
+         qv_store_from_name(facts->key_store, &store) ? qv_store_backend(store) : facts->key_store);
+    line("Key:", facts->key);
+    if (facts->key_slots > 1) {
+        printf("%-13s %u (storage key-slot list)\n", "Key Slots:", facts->key_slots);
+    }
+    if (facts->reencrypting) {
+        line("State:", "the data key is being replaced (storage rekey --reencrypt goes on)");
+    }
+    if (facts->key_area_damaged) {
+        line("State:", "one of the two copies of the key area is damaged");
+    }
+    if (facts->key_unsaved) {
+        line("Warning:", "its only key was never exported: losing it is losing the disk");
+    }
+}
+
 static void print_facts(const struct qv_image_facts *facts)
 {
     g_autofree char *snapshots =
         g_strdup_printf("%u", facts->snapshots != NULL ? facts->snapshots->len : 0);
 
     line("Name:", facts->record->name);
-    line("Format:", facts->record->format);
+    line("Format:", facts->key != NULL ? "encrypted (qcow2 + PQC)" : facts->record->format);
     size_line("Virtual Size:", facts->virtual_size);
     size_line("Actual Size:", facts->actual_size);
     line("Snapshots:", snapshots);
-    line("Encrypted:", "no");
+    print_encryption(facts);
     line("Path:", facts->record->path);
     if (facts->cluster_size != 0) {
         size_line("Cluster Size:", facts->cluster_size);
-        line("Compression:", facts->compression);
+        if (facts->compression != NULL) {
+            line("Compression:", facts->compression);
+        }
     }
     if (facts->record->prealloc != NULL) {
         line("Prealloc:", facts->record->prealloc);

@@ -6,6 +6,7 @@
 #include "format/qcow2/qcow2.h"
 #include "io/thread.h"
 #include "job/copy.h"
+#include "job/unlock.h"
 
 /* ---- making one ---- */
 
@@ -41,8 +42,14 @@ bool qv_clone_prepare(struct qv_catalog *catalog, struct qv_create_opts *opts,
         return false;
     }
     if (!qv_catalog_find(catalog, opts->backing, NULL, &below, error) ||
-        !qv_catalog_image_open(catalog, below, QV_LOCK_READ, "command", "create", 0, &handle,
-                               error)) {
+        !qv_job_image_open(catalog, below, QV_LOCK_READ, "command", "create", 0, &handle, error)) {
+        return false;
+    }
+    if (qv_is_encrypted(below)) {
+        qv_fail(error, QV_ERROR_UNSUPPORTED,
+                "--backing %s: is encrypted; a plain clone would keep parts of it in the clear",
+                below->name);
+        qv_error_hint(error, "storage convert copies it");
         return false;
     }
     args.handle = handle;
@@ -126,8 +133,8 @@ bool qv_job_flatten(struct qv_catalog *catalog, const struct qv_image_record *re
     if (*was_whole) {
         return true;
     }
-    if (!qv_catalog_image_open(catalog, record, QV_LOCK_WRITE, "command", "flatten", 0, &handle,
-                               error)) {
+    if (!qv_job_image_open(catalog, record, QV_LOCK_WRITE, "command", "flatten", 0, &handle,
+                           error)) {
         return false;
     }
     thread = qv_thread_new("job", error);

@@ -7,6 +7,7 @@
 
 #include "format/qcow2/compact.h"
 #include "format/raw/compact.h"
+#include "job/unlock.h"
 
 #define PROGRESS_STEPS 10000u
 #define STAT_BLOCK     512u
@@ -66,8 +67,8 @@ bool qv_job_compact(struct qv_catalog *catalog, const struct qv_image_record *re
     struct compact_job job = {.watch = watch};
     struct qv_compact_result result;
 
-    if (!qv_catalog_image_open(catalog, record, QV_LOCK_WRITE, "command", "compact", 0, &handle,
-                               error) ||
+    if (!qv_job_image_open(catalog, record, QV_LOCK_WRITE, "command", "compact", 0, &handle,
+                           error) ||
         !qv_compact_space(record->path, &result.before, error)) {
         return false;
     }

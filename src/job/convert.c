@@ -16,6 +16,8 @@
 #include "job/chain.h"
 #include "job/compress.h"
 #include "job/copy.h"
+#include "job/create_key.h"
+#include "job/unlock.h"
 
 #define RAW_GRANULARITY 4096u
 #define SECTOR          512u
@@ -27,7 +29,8 @@ struct open_args {
     const struct qv_image_handle *handle; /* source; or NULL and the next three */
     int fd;
     const char *name, *format;
-    const char *snapshot; /* of @handle; NULL: the disk */
+    const char *snapshot;        /* of @handle; NULL: the disk */
+    const struct qv_secret *dek; /* of @fd, where it is encrypted */
     struct qv_node *root;
 };
 
@@ -51,7 +54,7 @@ static bool co_open(void *arg, GError **error)
         return qv_job_co_open_snapshot(args->handle, args->snapshot, QV_CACHE_WRITEBACK,
                                        &args->root, error);
     }
-    return qv_job_co_open_fd(args->fd, args->name, args->format, false, target_cache(args->fd),
+    return qv_job_co_open_fd(args->fd, args->name, args->format, args->dek, target_cache(args->fd),
                              &args->root, error);
 }
 
@@ -120,8 +123,11 @@ static bool copy_size(const struct qv_image_handle *handle, const struct qv_node
 static bool fill(struct open_args *source, uint64_t size, int fd, const struct qv_create_opts *opts,
                  const struct qv_job_watch *watch, GError **error)
 {
-    struct open_args target = {
-        .thread = source->thread, .fd = fd, .name = opts->name, .format = opts->format};
+    struct open_args target = {.thread = source->thread,
+                               .fd = fd,
+                               .name = opts->name,
+                               .format = opts->format,
+                               .dek = opts->secret != NULL ? opts->secret->dek : NULL};
     struct qv_copy_opts copy = {.granularity = RAW_GRANULARITY, .watch = watch};
     uint64_t whole = atomic_load(&source->root->size);
     bool ok;
@@ -138,7 +144,7 @@ static bool fill(struct open_args *source, uint64_t size, int fd, const struct q
     if (!qv_job_run_on(target.thread, co_open, &target, error)) {
         return false;
     }
-    if (strcmp(opts->format, "qcow2") == 0) {
+    if (strcmp(opts->format, "raw") != 0) {
         copy.granularity =
             qv_max_u64(RAW_GRANULARITY, opts->cluster_size == 0 ? 64 * QV_KIB : opts->cluster_size);
     }
@@ -180,11 +186,15 @@ static bool make_image(void *arg, const struct qv_create_opts *opts, struct open
                        const struct qv_job_watch *watch, GError **error)
 {
     struct qv_catalog *catalog = arg;
-    QV_CLEANUP(qv_catalog_new_end) struct qv_image_new new = QV_IMAGE_NEW_NONE;
+    QV_CLEANUP(qv_creation_end) struct qv_creation c = QV_CREATION_NONE;
+    struct qv_create_opts begun = *opts;
 
-    return qv_create_begin(catalog, opts, &new, error) &&
-           fill(source, opts->size, new.stage.fd, opts, watch, error) &&
-           qv_catalog_new_commit(&new, error);
+    if (!qv_create_begin(catalog, opts, &c, error)) {
+        return false;
+    }
+    begun.secret = c.secret;
+    return fill(source, opts->size, c.new.stage.fd, &begun, watch, error) &&
+           qv_create_commit(&c, error);
 }
 
 bool qv_job_convert(struct qv_catalog *catalog, const struct qv_image_record *source,
@@ -197,8 +207,8 @@ bool qv_job_convert(struct qv_catalog *catalog, const struct qv_image_record *so
         return qv_fail(error, QV_ERROR_USAGE,
                        "--backing-root: the catalogue knows what %s stands on", source->name);
     }
-    return qv_catalog_image_open(catalog, source, QV_LOCK_READ, "command", "convert", 0, &handle,
-                                 error) &&
+    return qv_job_image_open(catalog, source, QV_LOCK_READ, "command", "convert", 0, &handle,
+                             error) &&
            (source->pool != NULL ||
             qv_chain_open(catalog, handle, backing_root, "command", error)) &&
            with_source(handle, NULL, opts, make_image, catalog, watch, error);
@@ -249,8 +259,8 @@ bool qv_job_import(struct qv_catalog *catalog, const char *path, const char *for
     record->name = g_strdup(path);
     record->format = g_strdup(format);
     record->path = g_canonicalize_filename(path, NULL);
-    return qv_catalog_image_open(catalog, record, QV_LOCK_READ, "command", "import", 0, &handle,
-                                 error) &&
+    return qv_job_image_open(catalog, record, QV_LOCK_READ, "command", "import", 0, &handle,
+                             error) &&
            qv_chain_open(catalog, handle, backing_root, "command", error) &&
            with_source(handle, NULL, &as, make_image, catalog, watch, error);
 }
@@ -280,7 +290,7 @@ bool qv_job_export(struct qv_catalog *catalog, const struct qv_image_record *sou
     if (lstat(path, &st) == 0) {
         return qv_fail(error, QV_ERROR_EXISTS, "%s: is there already", path);
     }
-    return qv_catalog_image_open(catalog, source, QV_LOCK_READ, "command", "export", 0, &handle,
-                                 error) &&
+    return qv_job_image_open(catalog, source, QV_LOCK_READ, "command", "export", 0, &handle,
+                             error) &&
            with_source(handle, snapshot, &opts, make_file, where, watch, error);
 }

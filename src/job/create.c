@@ -12,6 +12,8 @@
 #include "base/size.h"
 #include "format/qcow2/qcow2.h"
 #include "job/clone.h"
+#include "job/create_key.h"
+#include "job/unlock.h"
 
 #define FILL_BYTES     (4 * QV_MIB)
 #define SIZE_MAX_BYTES ((uint64_t)INT64_MAX / 512 * 512)
@@ -41,6 +43,11 @@ const char *qv_prealloc_name(enum qv_prealloc prealloc)
 static bool is_raw(const struct qv_create_opts *opts)
 {
     return strcmp(opts->format, "raw") == 0;
+}
+
+static bool is_encrypted(const struct qv_create_opts *opts)
+{
+    return strcmp(opts->format, "encrypted") == 0;
 }
 
 static enum qv_prealloc prealloc_of(const struct qv_create_opts *opts)
@@ -96,14 +103,46 @@ static bool check_qcow2(const struct qv_create_opts *opts, GError **error)
     return true;
 }
 
+static bool check_encrypted(const struct qv_create_opts *opts, GError **error)
+{
+    if (opts->cluster_size != 0 && opts->cluster_size < QV_ENC_CLUSTER_MIN) {
+        return qv_fail(error, QV_ERROR_USAGE,
+                       "--cluster-size: clusters of an encrypted image have 4K at least");
+    }
+    if (opts->compress || opts->compression != NULL) {
+        return qv_fail(error, QV_ERROR_USAGE, "--compress%s: encrypted images are not compressed",
+                       opts->compress ? "" : "ion");
+    }
+    if (opts->extended_l2) {
+        return qv_fail(error, QV_ERROR_USAGE, "--extended-l2: not for encrypted images");
+    }
+    if (opts->backing != NULL) {
+        return qv_fail(error, QV_ERROR_UNSUPPORTED,
+                       "--backing: an encrypted image stands on no other image");
+    }
+    return true;
+}
+
+static bool check_keys(const struct qv_create_opts *opts, GError **error)
+{
+    const char *option = opts->key != NULL    ? "key"
+                         : opts->kem != NULL  ? "kem"
+                         : opts->aead != NULL ? "aead"
+                                              : NULL;
+
+    return option == NULL || is_encrypted(opts) ||
+           qv_fail(error, QV_ERROR_USAGE, "--%s: a %s image is not encrypted", option,
+                   opts->format);
+}
+
 static bool check_opts(const struct qv_create_opts *opts, GError **error)
 {
     enum qv_prealloc prealloc;
 
-    if (strcmp(opts->format, "encrypted") == 0) {
-        return qv_job_later("encrypted images", error);
+    if (!check_keys(opts, error) || (is_encrypted(opts) && !check_encrypted(opts, error))) {
+        return false;
     }
-    if (!is_raw(opts) && strcmp(opts->format, "qcow2") != 0) {
+    if (!is_raw(opts) && !is_encrypted(opts) && strcmp(opts->format, "qcow2") != 0) {
         return qv_fail(error, QV_ERROR_USAGE, "%s: no such image format", opts->format);
     }
     if (opts->backing != NULL && opts->size == QV_SIZE_OF_BACKING) {
@@ -198,7 +237,24 @@ struct format_args {
     int fd;
     const char *name;
     struct qcow2_create_opts qcow2;
+    const struct qv_create_secret *secret; /* NULL: not encrypted */
 };
+
+static bool co_create_in(struct qv_node *file, const struct format_args *args, GError **error)
+{
+    const struct qv_create_secret *s = args->secret;
+    struct qv_enc_create_opts opts = {.qcow2 = args->qcow2};
+
+    if (s == NULL) {
+        return qcow2_co_create(file, &args->qcow2, error);
+    }
+    memcpy(opts.uuid, s->uuid, sizeof(opts.uuid));
+    opts.aead = s->aead;
+    opts.dek = s->dek;
+    opts.slots = s->slot;
+    opts.nb_slots = 1;
+    return qv_enc_co_create(file, &opts, error);
+}
 
 static bool co_format_qcow2(void *arg, GError **error)
 {
@@ -209,7 +265,7 @@ static bool co_format_qcow2(void *arg, GError **error)
     if (!qv_job_co_file(args->fd, args->name, false, &file, error)) {
         return false;
     }
-    ok = qcow2_co_create(file, &args->qcow2, error);
+    ok = co_create_in(file, args, error);
     if (qv_node_co_close_tree(file) != 0 && ok) {
         return qv_fail(error, QV_ERROR_FAILED, "%s: cannot be written", args->name);
     }
@@ -219,7 +275,7 @@ static bool co_format_qcow2(void *arg, GError **error)
 bool qv_create_format(int fd, const struct qv_create_opts *opts, const char *where, GError **error)
 {
     enum qv_prealloc prealloc = prealloc_of(opts);
-    struct format_args args = {.fd = fd, .name = opts->name};
+    struct format_args args = {.fd = fd, .name = opts->name, .secret = opts->secret};
 
     if (!check_opts(opts, error)) {
         return false;
@@ -248,12 +304,45 @@ bool qv_create_format(int fd, const struct qv_create_opts *opts, const char *whe
     return qv_job_run(co_format_qcow2, &args, error);
 }
 
-bool qv_create_begin(struct qv_catalog *catalog, const struct qv_create_opts *opts,
-                     struct qv_image_new *out, GError **error)
+static struct qv_image_record *record_of(const struct qv_create_opts *opts)
 {
-    QV_CLEANUP(qv_catalog_new_end) struct qv_image_new new = QV_IMAGE_NEW_NONE;
-    QV_CLEANUP(qv_image_record_freep)
     struct qv_image_record *record = g_new0(struct qv_image_record, 1);
+
+    record->name = g_strdup(opts->name);
+    record->pool = g_strdup(opts->pool == NULL ? QV_POOL_DEFAULT : opts->pool);
+    record->format = g_strdup(opts->format);
+    record->prealloc = g_strdup(qv_prealloc_name(prealloc_of(opts)));
+    if (!is_raw(opts)) {
+        record->cluster_size = opts->cluster_size == 0 ? 64 * QV_KIB : opts->cluster_size;
+    }
+    if (!is_raw(opts) && !is_encrypted(opts)) {
+        record->compression = g_strdup(opts->compression == NULL ? "zlib" : opts->compression);
+    }
+    return record;
+}
+
+/* The name is taken before a key is made for it. */
+static bool begin_secret(struct qv_catalog *catalog, struct qv_create_opts *opts,
+                         struct qv_creation *c, GError **error)
+{
+    if (!is_encrypted(opts)) {
+        return true;
+    }
+    c->secret = qv_create_secret_new(catalog, opts, error);
+    if (c->secret == NULL) {
+        return false;
+    }
+    opts->secret = c->secret;
+    c->new.record->keys = g_new0(char *, 2);
+    c->new.record->keys[0] = qv_key_fingerprint(c->secret->key);
+    return true;
+}
+
+bool qv_create_begin(struct qv_catalog *catalog, const struct qv_create_opts *opts,
+                     struct qv_creation *out, GError **error)
+{
+    QV_CLEANUP(qv_creation_end) struct qv_creation c = QV_CREATION_NONE;
+    QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
     QV_CLEANUP(qv_image_handle_freep) struct qv_image_handle *backing = NULL;
     struct qv_create_opts sized = *opts;
     g_autofree char *where = g_build_filename(qv_catalog_root(catalog), "images", NULL);
@@ -261,32 +350,72 @@ bool qv_create_begin(struct qv_catalog *catalog, const struct qv_create_opts *op
     if (!check_opts(opts, error)) {
         return false;
     }
-    record->name = g_strdup(opts->name);
-    record->pool = g_strdup(opts->pool == NULL ? QV_POOL_DEFAULT : opts->pool);
-    record->format = g_strdup(opts->format);
-    record->prealloc = g_strdup(qv_prealloc_name(prealloc_of(opts)));
-    if (!is_raw(opts)) {
-        record->cluster_size = opts->cluster_size == 0 ? 64 * QV_KIB : opts->cluster_size;
-        record->compression = g_strdup(opts->compression == NULL ? "zlib" : opts->compression);
-    }
+    record = record_of(opts);
     if (opts->backing != NULL && !qv_clone_prepare(catalog, &sized, record, &backing, error)) {
         return false;
     }
-    if (!qv_catalog_new_begin(catalog, record, &new, error) ||
-        !qv_create_format(new.stage.fd, &sized, where, error)) {
+    if (!qv_catalog_new_begin(catalog, record, &c.new, error) ||
+        !begin_secret(catalog, &sized, &c, error) ||
+        !qv_create_format(c.new.stage.fd, &sized, where, error)) {
         return false;
     }
-    new.backing = g_steal_pointer(&backing);
-    *out = new;
-    new = QV_IMAGE_NEW_NONE;
+    c.report = opts->report;
+    c.new.backing = g_steal_pointer(&backing);
+    *out = c;
+    c = QV_CREATION_NONE;
     return true;
+}
+
+const struct qv_secret *qv_creation_dek(const struct qv_creation *c)
+{
+    return c->secret != NULL ? c->secret->dek : NULL;
+}
+
+bool qv_create_commit(struct qv_creation *c, GError **error)
+{
+    QV_CLEANUP(qv_close_fd) int lock = -1;
+    QV_CLEANUP(qv_key_freep) struct qv_key *still = NULL;
+    const struct qv_create_secret *s = c->secret;
+
+    if (s != NULL) {
+        /* Deleting a key takes this lock and looks for images that need it. */
+        lock = qv_keyring_lock(s->ring, false, error);
+        if (lock < 0) {
+            return false;
+        }
+        still = qv_keyring_find_fingerprint(s->ring, s->key->public_key->fingerprint);
+        if (still == NULL || !still->has_private) {
+            return qv_fail(error, QV_ERROR_NOT_FOUND, "%s: its key %s was deleted meanwhile",
+                           c->new.record->name, s->key->name);
+        }
+    }
+    c->committed = qv_catalog_new_commit(&c->new, error);
+    if (c->committed && s != NULL && c->report != NULL) {
+        *c->report = (struct qv_create_report){.key = g_strdup(s->key->name),
+                                               .store = qv_store_name(s->key->store),
+                                               .made = s->made_key};
+    }
+    return c->committed;
+}
+
+void qv_creation_end(struct qv_creation *c)
+{
+    qv_catalog_new_end(&c->new);
+    qv_create_secret_free(c->secret, c->committed);
+    *c = QV_CREATION_NONE;
+}
+
+void qv_create_report_clear(struct qv_create_report *report)
+{
+    g_free(report->key);
+    *report = (struct qv_create_report){0};
 }
 
 bool qv_job_create(struct qv_catalog *catalog, const struct qv_create_opts *opts, GError **error)
 {
-    QV_CLEANUP(qv_catalog_new_end) struct qv_image_new new = QV_IMAGE_NEW_NONE;
+    QV_CLEANUP(qv_creation_end) struct qv_creation c = QV_CREATION_NONE;
 
-    return qv_create_begin(catalog, opts, &new, error) && qv_catalog_new_commit(&new, error);
+    return qv_create_begin(catalog, opts, &c, error) && qv_create_commit(&c, error);
 }
 
 struct resize_args {
@@ -361,8 +490,8 @@ bool qv_job_resize(struct qv_catalog *catalog, const struct qv_image_record *rec
     if (size == 0) {
         return qv_fail(error, QV_ERROR_USAGE, "--size: must be at least 512");
     }
-    if (!qv_catalog_image_open(catalog, record, QV_LOCK_WRITE, "command", "resize", 0, &handle,
-                               error)) {
+    if (!qv_job_image_open(catalog, record, QV_LOCK_WRITE, "command", "resize", 0, &handle,
+                           error)) {
         return false;
     }
     if (strcmp(record->format, "raw") == 0) {

@@ -10,6 +10,7 @@
 #include "catalog/vms.h"
 #include "format/qcow2/qcow2.h"
 #include "job/snapshot.h"
+#include "job/unlock.h"
 
 void qv_image_facts_free(struct qv_image_facts *facts)
 {
@@ -17,6 +18,8 @@ void qv_image_facts_free(struct qv_image_facts *facts)
         qv_image_record_free(facts->record);
         qv_lock_owner_clear(&facts->owner);
         g_free(facts->backing);
+        g_free(facts->key);
+        g_free(facts->key_store);
         g_free(facts->data_file);
         if (facts->snapshots != NULL) {
             g_ptr_array_unref(facts->snapshots);
@@ -58,6 +61,53 @@ static bool co_probe(struct qv_node *file, struct qv_image_facts *facts, GError 
     return true;
 }
 
+static bool co_probe_keys(struct qv_node *file, struct qv_image_facts *facts, GError **error)
+{
+    struct qv_enc_info info = {0};
+
+    if (!qv_enc_co_probe(file, &info, error)) {
+        return false;
+    }
+    facts->aead = qv_aead_name(info.aead);
+    facts->reencrypting = info.reencrypting;
+    facts->key_area_damaged = info.one_copy_damaged;
+    for (unsigned i = QV_ENC_SLOTS; i-- > 0;) { /* the first one stays */
+        const struct qv_enc_slot *slot = &info.slots[i];
+
+        if (slot->used) {
+            facts->key_slots++;
+            facts->kem = qv_kem_name(slot->kem);
+            g_free(facts->key);
+            facts->key = g_utf8_make_valid(slot->label, -1);
+            g_free(facts->key_store);
+            facts->key_store = g_utf8_make_valid(slot->store, -1);
+            memcpy(facts->key_fingerprint, slot->fingerprint, sizeof(facts->key_fingerprint));
+        }
+    }
+    facts->compression = NULL; /* nothing in it is compressed */
+    qv_enc_info_clear(&info);
+    return true;
+}
+
+/* The slot says what the key was called when it was written; the keyring knows better. */
+static void look_up_key(struct qv_catalog *catalog, struct qv_image_facts *facts)
+{
+    QV_CLEANUP(qv_keyring_closep) struct qv_keyring *ring = NULL;
+    QV_CLEANUP(qv_key_freep) struct qv_key *key = NULL;
+
+    if (facts->key == NULL) {
+        return;
+    }
+    ring = qv_job_keyring(catalog, NULL);
+    key = qv_keyring_find_fingerprint(ring, facts->key_fingerprint);
+    if (key != NULL) {
+        g_free(facts->key);
+        facts->key = g_strdup(key->name);
+        facts->key_unsaved = facts->key_slots == 1 && key->has_private && !key->exported &&
+                             key->store != QV_STORE_PKCS11;
+    }
+}
+
 /* Reads what the file tells. */
 static bool co_look(struct qv_image_facts *facts, GError **error)
 {
@@ -78,6 +128,7 @@ static bool co_look(struct qv_image_facts *facts, GError **error)
         facts->snapshots = g_ptr_array_new();
     } else {
         ok = co_probe(file, facts, error) &&
+             (!qv_is_encrypted(record) || co_probe_keys(file, facts, error)) &&
              qv_job_co_snapshots(record, file, &facts->snapshots, error);
         if (!ok) {
             g_prefix_error(error, "%s: ", record->name);
@@ -139,6 +190,7 @@ bool qv_job_facts(struct qv_catalog *catalog, const struct qv_image_record *reco
         return false;
     }
     *out = g_ptr_array_steal_index(one, 0);
+    look_up_key(catalog, *out);
     return true;
 }
 
@@ -153,6 +205,9 @@ bool qv_job_facts_list(struct qv_catalog *catalog, const GPtrArray *records, GPt
     }
     if (all->len > 0 && !qv_job_run(co_look_all, &look, error)) {
         return false;
+    }
+    for (guint i = 0; i < all->len; i++) {
+        look_up_key(catalog, all->pdata[i]);
     }
     *out = g_steal_pointer(&all);
     return true;
@@ -212,11 +267,11 @@ json_t *qv_image_facts_json(const struct qv_image_facts *facts)
     json_object_set_new(json, "snapshots",
                         facts->snapshots != NULL ? qv_snapshots_json(facts->snapshots)
                                                  : json_array());
-    json_object_set_new(json, "encrypted", json_boolean(strcmp(record->format, "encrypted") == 0));
-    json_object_set_new(json, "kem", json_null());
-    json_object_set_new(json, "aead", json_null());
-    json_object_set_new(json, "key", json_null());
-    json_object_set_new(json, "key_store", json_null());
+    json_object_set_new(json, "encrypted", json_boolean(qv_is_encrypted(record)));
+    json_object_set_new(json, "kem", qv_json_string_or_null(facts->kem));
+    json_object_set_new(json, "aead", qv_json_string_or_null(facts->aead));
+    json_object_set_new(json, "key", qv_json_string_or_null(facts->key));
+    json_object_set_new(json, "key_store", qv_json_string_or_null(facts->key_store));
     json_object_set_new(json, "locked", json_boolean(facts->locked));
     json_object_set_new(json, "lock_owner", owner_json(facts));
     json_object_set_new(json, "vms", vms);

@@ -21,6 +21,14 @@ struct qv_image_facts {
     bool locked, owner_known;
     struct qv_lock_owner owner;
     GPtrArray *vms; /* char *, owned */
+    /* Encrypted images; NULL for others. */
+    const char *kem, *aead; /* static */
+    char *key;              /* name of the key of the first slot; owned */
+    char *key_store;        /* its store's name; owned */
+    uint8_t key_fingerprint[32];
+    unsigned key_slots;
+    bool reencrypting, key_area_damaged;
+    bool key_unsaved; /* one slot, and its key was never exported: losing it is losing the disk */
 };
 
 /** qv_job_facts - looks at an image without locking it; another may be writing it. QV_ERROR_CORRUPT

@@ -91,6 +91,7 @@ static struct qv_image_spec *spec_new(const struct qv_image_handle *handle,
     g_assert(handle != NULL);
     spec->name = handle->record->name;
     spec->format = handle->record->format;
+    spec->dek = handle->dek;
     spec->readonly = handle->readonly;
     spec->cache = cache;
     spec->fd = copy_fd(handle->fd, spec->name, error);
@@ -114,11 +115,6 @@ bool qv_job_co_open_snapshot(const struct qv_image_handle *handle, const char *s
     struct qv_image_spec *spec;
     bool ok;
 
-    for (const struct qv_image_handle *h = handle; h != NULL; h = h->backing) {
-        if (strcmp(h->record->format, "encrypted") == 0) {
-            return qv_job_later("encrypted images", error);
-        }
-    }
     spec = spec_new(handle, cache, error);
     if (spec == NULL) {
         return false;
@@ -135,11 +131,10 @@ bool qv_job_co_open(const struct qv_image_handle *handle, enum qv_cache_mode cac
     return qv_job_co_open_snapshot(handle, NULL, cache, out, error);
 }
 
-bool qv_job_co_open_fd(int fd, const char *name, const char *format, bool readonly,
+bool qv_job_co_open_fd(int fd, const char *name, const char *format, const struct qv_secret *dek,
                        enum qv_cache_mode cache, struct qv_node **out, GError **error)
 {
-    struct qv_image_spec spec = {
-        .name = name, .format = format, .readonly = readonly, .cache = cache};
+    struct qv_image_spec spec = {.name = name, .format = format, .dek = dek, .cache = cache};
 
     spec.fd = copy_fd(fd, name, error);
     return spec.fd >= 0 && qv_image_co_open(&spec, out, error);

@@ -44,9 +44,9 @@ bool qv_job_co_open(const struct qv_image_handle *handle, enum qv_cache_mode cac
 bool qv_job_co_open_snapshot(const struct qv_image_handle *handle, const char *snapshot,
                              enum qv_cache_mode cache, struct qv_node **out, GError **error);
 
-/** qv_job_co_open_fd - the same over one descriptor, which stays the caller's. @readonly as it was
- * opened. */
-bool qv_job_co_open_fd(int fd, const char *name, const char *format, bool readonly,
+/** qv_job_co_open_fd - the same over one descriptor, which stays the caller's, to write. @dek: of
+ * an encrypted image; else NULL. */
+bool qv_job_co_open_fd(int fd, const char *name, const char *format, const struct qv_secret *dek,
                        enum qv_cache_mode cache, struct qv_node **out, GError **error);
 
 /** qv_job_co_file - the bare file node over a copy of @fd. */

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "job/chain.h"
 #include "job/serve_int.h"
+#include "job/unlock.h"
 
 /* For writing out what is cached, on slow storage too; the helper gives up before. */
 #define CLOSE_LIMIT_MS 150000
@@ -222,8 +223,7 @@ bool job_serve(struct qv_catalog *catalog, const struct qv_image_record *record,
     struct serve s = {.opts = opts};
     bool ok;
 
-    if (!qv_catalog_image_open(catalog, record, role, "serve", opts->protocol, 0, &s.image,
-                               error)) {
+    if (!qv_job_image_open(catalog, record, role, "serve", opts->protocol, 0, &s.image, error)) {
         return false;
     }
     /* What an image of the catalogue stands on is open by now. */

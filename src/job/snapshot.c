@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "base/maths.h"
+#include "job/unlock.h"
 
 #define PROGRESS_STEPS 10000u
 #define DELETE_STEP    (4 * QV_GIB) /* of the disk, at a limited rate */
@@ -77,8 +78,8 @@ static bool run(struct qv_catalog *catalog, const struct qv_image_record *record
         return qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: a raw image has no snapshots",
                        record->name);
     }
-    if (!qv_catalog_image_open(catalog, record, QV_LOCK_WRITE, "command", "snapshot", 0, &handle,
-                               error)) {
+    if (!qv_job_image_open(catalog, record, QV_LOCK_WRITE, "command", "snapshot", 0, &handle,
+                           error)) {
         return false;
     }
     if (change->shows && !qv_catalog_no_clones(catalog, record, error)) {
@@ -116,7 +117,7 @@ bool qv_job_snapshot_delete(struct qv_catalog *catalog, const struct qv_image_re
 bool qv_job_co_snapshots(const struct qv_image_record *record, struct qv_node *file,
                          GPtrArray **out, GError **error)
 {
-    if (strcmp(record->format, "qcow2") != 0) {
+    if (strcmp(record->format, "raw") == 0) {
         *out = g_ptr_array_new();
         return true;
     }

@@ -237,7 +237,10 @@ void qv_keyring_store_status(struct qv_keyring *ring, enum qv_key_store store, e
         }
     }
     if (!out->usable) {
-        out->detail = g_strdup(error != NULL ? error->message : "?");
+        g_autofree char *prefix = g_strdup_printf("store %s: ", qv_store_name(store));
+        const char *text = error != NULL ? error->message : "?";
+
+        out->detail = g_strdup(g_str_has_prefix(text, prefix) ? text + strlen(prefix) : text);
     }
 }
 
@@ -260,7 +263,8 @@ bool qv_keyring_best_store(struct qv_keyring *ring, enum qv_kem kem, enum qv_key
             return true;
         }
         if (status.present) {
-            qv_fail(error, QV_ERROR_FAILED, "%s", detail);
+            qv_fail(error, QV_ERROR_FAILED, "the best key store is present but not usable: %s",
+                    detail);
             qv_error_hint(error, "pqc key-gen --store software makes a key without it; then use "
                                  "--key");
             return false;

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "control/process.h"
 #include "job/attach.h"
+#include "job/unlock.h"
 #include "vm/argv.h"
 #include "vm/sup_int.h"
 
@@ -44,8 +45,8 @@ static bool disk_open(struct sup *sup, struct sup_disk *disk, GError **error)
     if (!qv_catalog_find(sup->catalog, disk->config->path, disk->config->format, &record, error)) {
         return false;
     }
-    if (!qv_catalog_image_open(sup->catalog, record, role, "vm", sup->config->name, 0, &disk->image,
-                               error)) {
+    if (!qv_job_image_open(sup->catalog, record, role, "vm", sup->config->name, 0, &disk->image,
+                           error)) {
         if (error != NULL && g_error_matches(*error, QV_ERROR, QV_ERROR_IN_USE)) {
             g_prefix_error(error, "disk locked: ");
         }
@@ -54,7 +55,7 @@ static bool disk_open(struct sup *sup, struct sup_disk *disk, GError **error)
     disk->discard = disk->config->discard == QV_DISK_DISCARD_AUTO
                         ? is_thin(disk->image)
                         : disk->config->discard == QV_DISK_DISCARD_ON;
-    if (strcmp(disk->image->record->format, "qcow2") == 0 && !disk->image->readonly) {
+    if (strcmp(disk->image->record->format, "raw") != 0 && !disk->image->readonly) {
         disk->journal_fd = memfd_create("journal", MFD_CLOEXEC);
         if (disk->journal_fd < 0) {
             return qv_fail_errno(error, errno, "disk %s: journal", disk->config->path);

@@ -137,11 +137,6 @@ def test_create_refuses_bad_names(quantavirt, root, name):
     assert left_behind(root) == [] and result.stderr.startswith("quantavirt: ")
 
 
-def test_what_comes_later_is_refused_by_name(quantavirt, create):
-    for args in (["create", "--name", "e", "--format", "encrypted", "--size", "1M"],):
-        fails(quantavirt("storage", *args, code=None), 1, "not available in this version")
-
-
 def test_a_taken_name_is_refused_whatever_the_format(create, root):
     create("a")
     before = (root / "catalog/a.json").read_bytes()

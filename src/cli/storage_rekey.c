@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/error.h"
+#include "cli/commands.h"
+#include "cli/storage.h"
+#include "job/slots.h"
+
+static const struct cli_option options[] = {
+    {.name = "key", .type = CLI_TEXT, .meta = "KEY", .summary = "the new key", .required = true},
+    {.name = "reencrypt",
+     .type = CLI_FLAG,
+     .summary = "replace the data key too, and rewrite every sector"},
+    {0},
+};
+
+static int run(struct cli *cli, const struct cli_args *args)
+{
+    QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
+    QV_CLEANUP(qv_rekey_result_clear) struct qv_rekey_result result = {0};
+    g_autoptr(GError) error = NULL;
+
+    if ((cli_flag(args, "reencrypt") && !qv_job_later("--reencrypt", &error)) ||
+        !cli_find_image(cli, cli_arg(args, 0), NULL, false, &record, &error) ||
+        !qv_job_rekey(cli->catalog, record, cli_text(args, "key"), &result, &error)) {
+        return cli_fail(cli, error);
+    }
+    if (cli->json) {
+        return cli_print_json(cli, json_pack("{s:s, s:s, s:s, s:i, s:s?}", "image", record->name,
+                                             "old_key", result.old_key, "key", result.new_key,
+                                             "other_slots", (int)result.others, "clones",
+                                             result.clones));
+    }
+    cli_say(cli, "%s: key %s takes the place of %s", record->name, result.new_key, result.old_key);
+    if (result.others > 0) {
+        cli_say(cli, "%u other key slot%s stay%s", result.others, result.others == 1 ? "" : "s",
+                result.others == 1 ? "s" : "");
+    }
+    if (result.clones != NULL) {
+        cli_say(cli, "Linked clones read it with the new key from now on: %s", result.clones);
+    }
+    cli_say(cli, "%s still opens copies of the image and header backups that were made before",
+            result.old_key);
+    return 0;
+}
+
+const struct cli_command cli_storage_rekey = {
+    .name = "rekey",
+    .args = "IMAGE",
+    .summary = "rotate the key of an encrypted image",
+    .details = "Wraps the data key for the new key in a slot of its own, opens the image with it, "
+               "and only then "
+               "erases the slot of the key that opened it before. It takes the same moment for "
+               "every size. "
+               "Whoever has the old key and an old copy of the key area still has the data key.",
+    .options = options,
+    .fn = run,
+};

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Key slots of encrypted images that nobody uses: add, remove, rotate, back up. Control; may block.
+ */
+#ifndef QV_JOB_SLOTS_H
+#define QV_JOB_SLOTS_H
+
+#include "job/unlock.h"
+
+/** What a rotation did. Texts are owned. */
+struct qv_rekey_result {
+    char *old_key; /* the name in the slot that was replaced */
+    char *new_key;
+    bool verified;   /* the new slot was opened from the file before the old one went */
+    char *clones;    /* images that stand on this one, "a, b"; NULL: none */
+    unsigned others; /* further slots, which stay */
+};
+
+void qv_rekey_result_clear(struct qv_rekey_result *result);
+
+/**
+ * qv_job_rekey - the key @key (name or fingerprint) takes the place of the one that opens the image
+ * now: a new slot, durable and opened from the file, then the old one is erased in both copies of
+ * the key area. Constant time. Power loss leaves one of them or both. The last key that opens the
+ * image here must have its private half here.
+ */
+bool qv_job_rekey(struct qv_catalog *catalog, const struct qv_image_record *record, const char *key,
+                  struct qv_rekey_result *out, GError **error);
+
+/** qv_job_slot_add - one more key opens the image; *@verified: see qv_job_slot_new.
+ * QV_ERROR_EXISTS: it has a slot. */
+bool qv_job_slot_add(struct qv_catalog *catalog, const struct qv_image_record *record,
+                     const char *key, bool *verified, GError **error);
+
+/** qv_job_slot_remove - @key (a key's name or fingerprint, or what the slot calls it) opens the
+ * image no more. QV_ERROR_NOT_FOUND: no slot for it; QV_ERROR_USAGE: it is the last one. */
+bool qv_job_slot_remove(struct qv_catalog *catalog, const struct qv_image_record *record,
+                        const char *key, GError **error);
+
+/** qv_job_slot_list - what the image says; the caller clears *@out. */
+bool qv_job_slot_list(struct qv_catalog *catalog, const struct qv_image_record *record,
+                      struct qv_enc_info *out, GError **error);
+
+/** qv_job_header_backup - the key area as the new file @path. QV_ERROR_EXISTS. */
+bool qv_job_header_backup(struct qv_catalog *catalog, const struct qv_image_record *record,
+                          const char *path, GError **error);
+
+/** qv_job_header_restore - puts the slots of the backup @path back; needs a key of one of them. */
+bool qv_job_header_restore(struct qv_catalog *catalog, const struct qv_image_record *record,
+                           const char *path, GError **error);
+
+#endif
