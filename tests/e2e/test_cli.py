@@ -60,6 +60,19 @@ def test_mistakes_exit_2_and_help(args, text):
     assert text in result.stderr and result.stdout == ""
 
 
+COMING = ["storage mount a d --read-only", "storage unmount d", "storage pool-add --name p --type nfs", "storage pool-list",
+          "vm snapshot create v --name s --memory", "vm migrate v --dest h:1"]
+
+
+@pytest.mark.parametrize("line", COMING)
+def test_what_comes_later_is_said_plainly(root, line):
+    group, command, *rest = line.split()
+    if (group, command) in [(g, c.split()[0]) for g, c in commands()]:
+        pytest.skip("it is there by now")
+    result = run(paths.QUANTAVIRT, "--root", root, group, command, *rest, code=1)
+    assert result.stderr == f"quantavirt: {group} {command}: not available in this version\n" and result.stdout == ""
+
+
 def test_options_may_stand_anywhere(root):
     for args in (["--root", root, "storage", "info", "--format=raw", "/dev/zero", "--json"],
                  ["storage", "--json", "--root", root, "--format", "raw", "info", "/dev/zero"],
