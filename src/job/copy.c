@@ -29,14 +29,15 @@ struct copy {
     const struct qv_copy_opts *opts;
     uint64_t granularity, chunk, size;
 
-    /* The scan for data; one worker at a time. */
+    /* The scan for data; one worker at a time looks for more (scan), any takes of what is found
+     * (under lock: nobody sleeps for a chunk that is there). */
     struct qv_co_mutex scan;
     uint64_t pos;      /* everything before it is given out, or a hole */
     uint64_t data_end; /* the run of data that pos lies in ends here; <= pos: not known */
 
     _Atomic uint64_t done; /* bytes copied or skipped */
 
-    pthread_mutex_t lock; /* below */
+    pthread_mutex_t lock; /* below, and above */
     pthread_cond_t changed;
     unsigned running; /* workers */
     int error;        /* first -errno */
@@ -73,13 +74,14 @@ static bool has_data(const struct copy *copy, const struct qv_extent *extent)
     return extent->kind != QV_EXTENT_HOLE && extent->kind != QV_EXTENT_ZERO;
 }
 
-/* Moves pos to the next data; 0 or -errno. At the end pos is the size. */
-static int co_skip_holes(struct copy *copy)
+/* Finds the data at *@pos or after it: *@pos, to *@end. At the end of the source both are its size.
+ * 0 or -errno. */
+static int co_find_data(struct copy *copy, uint64_t *pos, uint64_t *end)
 {
-    while (copy->pos < copy->size && copy->pos >= copy->data_end) {
-        uint64_t want = qv_min_u64(copy->size - copy->pos, STATUS_MAX);
+    while (*pos < copy->size) {
+        uint64_t want = qv_min_u64(copy->size - *pos, STATUS_MAX);
         struct qv_extent extent;
-        int rc = qv_node_co_status(copy->source, copy->pos, want, &extent);
+        int rc = qv_node_co_status(copy->source, *pos, want, &extent);
 
         if (rc != 0) {
             return rc;
@@ -88,44 +90,76 @@ static int co_skip_holes(struct copy *copy)
             return -EIO; /* would never end */
         }
         if (has_data(copy, &extent)) {
-            copy->data_end = copy->pos + extent.len;
-        } else {
-            copy->pos += extent.len;
-            atomic_fetch_add(&copy->done, extent.len);
+            *end = *pos + extent.len;
+            return 0;
         }
+        *pos += extent.len;
+        atomic_fetch_add(&copy->done, extent.len);
     }
+    *end = *pos;
     return 0;
 }
 
 /*
- * Takes the next chunk; false at the end or on an error. Chunks are whole multiples of the
- * granularity on both ends, so that no two workers write into one cluster of the target.
+ * A chunk of the data that is known; false: none is. Chunks are whole multiples of the granularity
+ * on both ends, so that no two workers write into one cluster of the target.
  */
-static bool co_take(struct copy *copy, uint64_t *offset, uint64_t *len)
+static bool take_known(struct copy *copy, uint64_t *offset, uint64_t *len)
 {
-    uint64_t before, start, end;
-    int rc;
+    bool got;
 
-    qv_co_mutex_lock(&copy->scan);
-    before = copy->pos;
-    rc = co_skip_holes(copy);
-    if (rc != 0) {
-        fail_with(copy, rc, true, copy->pos);
-        copy->pos = copy->size;
+    pthread_mutex_lock(&copy->lock);
+    got = copy->pos < copy->data_end;
+    if (got) {
+        uint64_t end = qv_align_down(copy->pos + copy->chunk, copy->chunk);
+
+        end = qv_min_u64(end, qv_align_up(copy->data_end, copy->granularity));
+        end = qv_min_u64(end, copy->size);
+        *offset = copy->pos;
+        *len = end - copy->pos;
+        copy->pos = end;
     }
-    if (copy->pos == copy->size) {
-        qv_co_mutex_unlock(&copy->scan);
+    pthread_mutex_unlock(&copy->lock);
+    return got;
+}
+
+/* Looks for more data; false at the end or on an error. */
+static bool co_scan(struct copy *copy)
+{
+    uint64_t before = copy->pos, pos = before, end = 0,
+             start; /* nobody takes while none is known */
+    int rc = co_find_data(copy, &pos, &end);
+
+    if (rc != 0) {
+        fail_with(copy, rc, true, pos);
         return false;
     }
-    start = qv_max_u64(before, qv_align_down(copy->pos, copy->granularity));
-    end = qv_align_down(start + copy->chunk, copy->chunk);
-    end = qv_min_u64(end, qv_align_up(copy->data_end, copy->granularity));
-    end = qv_min_u64(end, copy->size);
-    atomic_fetch_sub(&copy->done, copy->pos - start); /* was counted as a hole */
-    copy->pos = end;
-    qv_co_mutex_unlock(&copy->scan);
-    *offset = start;
-    *len = end - start;
+    start = qv_max_u64(before, qv_align_down(pos, copy->granularity));
+    atomic_fetch_sub(&copy->done, pos - start); /* was counted as a hole */
+    pthread_mutex_lock(&copy->lock);
+    copy->pos = pos < copy->size ? start : pos;
+    copy->data_end = end;
+    pthread_mutex_unlock(&copy->lock);
+    return pos < copy->size;
+}
+
+/* Takes the next chunk; false at the end or on an error. */
+static bool co_take(struct copy *copy, uint64_t *offset, uint64_t *len)
+{
+    bool more = true;
+
+    while (!take_known(copy, offset, len)) {
+        qv_co_mutex_lock(&copy->scan);
+        if (take_known(copy, offset, len)) { /* somebody else has looked */
+            qv_co_mutex_unlock(&copy->scan);
+            return true;
+        }
+        more = !failed(copy) && co_scan(copy);
+        qv_co_mutex_unlock(&copy->scan);
+        if (!more) {
+            return false;
+        }
+    }
     return true;
 }
 
