@@ -62,6 +62,9 @@ static bool export_private(const struct cli_args *args, struct qv_keyring *ring,
     QV_CLEANUP(qv_kem_key_freep) struct qv_kem_key *public_key = NULL;
     QV_CLEANUP(qv_secret_freep) struct qv_secret *passphrase = NULL;
 
+    if (!qv_key_exportable(key, error)) { /* before anybody is asked for a passphrase */
+        return false;
+    }
     if (to != NULL) {
         public_key = find_to(ring, to, error);
         return public_key != NULL && qv_keyring_export(ring, key, public_key, NULL, pem, error);

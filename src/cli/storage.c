@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/storage.h"
 
+#include <string.h>
+
 #include "base/error.h"
 #include "job/create.h"
 #include "job/facts.h"
@@ -32,10 +34,10 @@ void cli_key_options(const struct cli_args *args, struct qv_create_opts *opts,
 void cli_say_key(struct cli *cli, const struct qv_create_report *report)
 {
     if (report->key != NULL && report->made) {
-        cli_say(cli,
-                "Made key %s for it in store %s; losing it is losing the disk (pqc key-export "
-                "saves it)",
-                report->key, report->store);
+        cli_say(cli, "Made key %s for it in store %s; losing it is losing the disk (%s)",
+                report->key, report->store,
+                strcmp(report->store, "pkcs11") == 0 ? "storage key-slot add gives it a second one"
+                                                     : "pqc key-export saves it");
     } else if (report->key != NULL) {
         cli_say(cli, "Its key is %s in store %s", report->key, report->store);
     }

@@ -148,6 +148,9 @@ bool qv_keyring_best_store(struct qv_keyring *ring, enum qv_kem kem, enum qv_key
 
 /* ---- export and import; the format is blob.h's ---- */
 
+/** qv_key_exportable - QV_ERROR_UNSUPPORTED when it has no private half that could be exported. */
+bool qv_key_exportable(const struct qv_key *key, GError **error);
+
 /** qv_keyring_export - @key's private half, wrapped: to the owner of @to, or where that is NULL to
  * @passphrase. PEM text; the caller frees it. Marks the key as exported. */
 bool qv_keyring_export(struct qv_keyring *ring, const struct qv_key *key,

@@ -249,6 +249,13 @@ bool qv_keyring_best_store(struct qv_keyring *ring, enum qv_kem kem, enum qv_key
 {
     static const enum qv_key_store order[] = {QV_STORE_PKCS11, QV_STORE_QUAC100, QV_STORE_SOFTWARE};
 
+    bool ok;
+
+    qv_keyring_setting(ring, "pkcs11", "module", &ok,
+                       error); /* a file with a mistake is told first */
+    if (!ok) {
+        return false;
+    }
     for (size_t i = 0; i < G_N_ELEMENTS(order); i++) {
         struct qv_store_status status;
         g_autofree char *detail = NULL;

@@ -45,6 +45,20 @@ static bool mark_exported(struct qv_keyring *ring, const struct qv_key *key, GEr
     return qv_key_save(ring, now, error);
 }
 
+bool qv_key_exportable(const struct qv_key *key, GError **error)
+{
+    if (key->has_private && key->store != QV_STORE_PKCS11) {
+        return true;
+    }
+    qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: %s", key->name,
+            key->has_private ? "its private half never leaves the token"
+                             : "is a bare public key; --public exports it");
+    if (key->has_private) {
+        qv_error_hint(error, "storage key-slot add gives an image a second key");
+    }
+    return false;
+}
+
 bool qv_keyring_export(struct qv_keyring *ring, const struct qv_key *key,
                        const struct qv_kem_key *to, const struct qv_secret *passphrase, char **pem,
                        GError **error)
@@ -53,13 +67,7 @@ bool qv_keyring_export(struct qv_keyring *ring, const struct qv_key *key,
     g_autofree uint8_t *blob = NULL;
     size_t len;
 
-    if (!key->has_private || key->store == QV_STORE_PKCS11) {
-        qv_fail(error, QV_ERROR_UNSUPPORTED, "%s: %s", key->name,
-                key->has_private ? "its private half never leaves the token"
-                                 : "is a bare public key; --public exports it");
-        if (key->has_private) {
-            qv_error_hint(error, "storage key-slot add gives an image a second key");
-        }
+    if (!qv_key_exportable(key, error)) {
         return false;
     }
     pair = qv_vault_load(ring, key, error);
