@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/storage.h"
 #include "job/compact.h"
+#include "vm/vm.h"
 
 static const struct cli_option options[] = {
     CLI_PATH_FORMAT_OPTION,
@@ -31,6 +32,25 @@ static void print_result(struct cli *cli, const char *name, const struct qv_comp
     }
 }
 
+/* An image that one of our VMs holds is dealt with by that VM, beside its guest. */
+static bool compact(struct qv_catalog *catalog, const struct qv_image_record *record,
+                    const struct qv_job_watch *watch, struct qv_compact_result *out, GError **error)
+{
+    struct qv_lock_owner owner = {0};
+    bool known = false, ok;
+
+    if (qv_catalog_owner(catalog, record, &owner, &known) && known &&
+        g_strcmp0(owner.kind, "vm") == 0 && g_strcmp0(owner.mode, "write") == 0) {
+        ok = qv_compact_space(record->path, &out->before, error) &&
+             qv_vm_image_compact(catalog, owner.name, record, watch, error) &&
+             qv_compact_space(record->path, &out->after, error);
+    } else {
+        ok = qv_job_compact(catalog, record, watch, out, error);
+    }
+    qv_lock_owner_clear(&owner);
+    return ok;
+}
+
 static int run(struct cli *cli, const struct cli_args *args)
 {
     QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
@@ -45,7 +65,7 @@ static int run(struct cli *cli, const struct cli_args *args)
     }
     progress = cli_progress_new(cli, "compact");
     watch = cli_watch(progress);
-    ok = qv_job_compact(cli->catalog, record, &watch, &result, &error);
+    ok = compact(cli->catalog, record, &watch, &result, &error);
     cli_progress_free(progress);
     if (!ok) {
         return cli_fail(cli, error);
@@ -62,7 +82,10 @@ const struct cli_command cli_storage_compact = {
     "\nIn place: leaked and zero-filled clusters are dropped, what is left moves together, and the "
     "file is cut; of a\nraw image, parts that hold zeros become holes. It may be interrupted at "
     "any "
-    "moment, and run again. An image\nthat needs a repair is not touched.",
+    "moment, and run again. An image\nthat needs a repair is not touched. An image in use by a VM "
+    "is compacted beside its guest; "
+    "that goes on when\nthis command is interrupted, and ends early when the VM stops or the disk "
+    "is resized.",
     .options = options,
     .fn = run,
 };

@@ -26,6 +26,7 @@ static const struct {
     {"export-add", server_export_co_add},
     {"export-remove", server_export_co_remove},
     {"snapshot-delete", server_disk_co_snapshot_delete},
+    {"disk-compact", server_disk_co_compact},
 };
 
 static void channel_send(struct server *server, json_t *doc)

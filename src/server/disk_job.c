@@ -1,12 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Jobs of a disk that go on beside its guest. See disk_int.h. */
+#include <string.h>
+
 #include "base/json.h"
 #include "base/maths.h"
+#include "format/qcow2/compact.h"
 #include "format/qcow2/snapshot.h"
+#include "format/raw/compact.h"
 #include "server/disk_int.h"
 
 /* Of the disk, dealt with while requests wait: milliseconds. */
 #define DELETE_STEP (4 * QV_GIB)
+
+/* Moved while requests wait: some ten milliseconds. */
+#define COMPACT_STEP (8 * QV_MIB)
 
 void server_job_init(struct server_job *job)
 {
@@ -125,6 +132,66 @@ bool server_disk_co_snapshot_delete(struct server_request *req, json_t **result,
 
         /* Closing the disk waits for the job, so the node is there until it is done. */
         ok = qcow2_co_snapshot_delete(qv_disk_root(disk->disk), args.name, &opts, error);
+        server_job_done(disk);
+    }
+    server_disk_unref(disk);
+    return ok;
+}
+
+/* ---- compaction ---- */
+
+static void co_hold(void *arg)
+{
+    qv_disk_co_drain_begin(arg);
+}
+
+static void release(void *arg)
+{
+    qv_disk_drain_end(arg);
+}
+
+/* Whoever is in a hurry ends it: what is done stays done, and another run goes on. */
+static bool co_compact(struct server_disk *disk, GError **error)
+{
+    struct qv_node *root = qv_disk_root(disk->disk);
+    struct qv_raw_compact_opts raw = {.co_hold = co_hold,
+                                      .release = release,
+                                      .hold_arg = disk->disk,
+                                      .gentle = true,
+                                      .stop = &disk->job.hurry,
+                                      .progress = server_job_progress,
+                                      .arg = &disk->job};
+    struct qcow2_compact_opts opts = {.step = COMPACT_STEP,
+                                      .gentle = true,
+                                      .stop = &disk->job.hurry,
+                                      .progress = server_job_progress,
+                                      .arg = &disk->job};
+    uint64_t punched;
+
+    if (root->format != NULL && strcmp(root->format->name, "raw") == 0) {
+        return qv_raw_co_compact(root, &raw, &punched, error);
+    }
+    return qcow2_co_compact(root, &opts, NULL, error);
+}
+
+bool server_disk_co_compact(struct server_request *req, json_t **result, GError **error)
+{
+    static const char *const keys[] = {"id", NULL};
+    const char *id = NULL;
+    struct server_disk *disk;
+    bool ok;
+
+    (void)result;
+    if (!qv_json_only_keys(req->args, "", keys, error) ||
+        !qv_json_read_text(req->args, "", "id", &id, error) ||
+        !server_disk_co_lock(req->server, id, &disk, error)) {
+        return false;
+    }
+    ok = server_job_begin(disk, "compact", error);
+    server_disk_ref(disk);
+    server_disk_unlock(disk);
+    if (ok) {
+        ok = co_compact(disk, error);
         server_job_done(disk);
     }
     server_disk_unref(disk);

@@ -299,6 +299,16 @@ static void request_snapshot_delete(struct sup *sup, struct vm_ctl_request *requ
     qv_control_client_call_async(sup->io, "snapshot-delete", job, NULL, 0, on_job_done, request);
 }
 
+static void request_compact(struct sup *sup, struct vm_ctl_request *request, const json_t *args)
+{
+    const struct sup_disk *disk = disk_of_request(sup, request, args);
+
+    if (disk != NULL) {
+        qv_control_client_call_async(sup->io, "disk-compact", json_pack("{s:s}", "id", disk->id),
+                                     NULL, 0, on_job_done, request);
+    }
+}
+
 /* How far the job of a disk is; an empty object: there is none. */
 static void request_job(struct sup *sup, struct vm_ctl_request *request, const json_t *args)
 {
@@ -348,6 +358,8 @@ void sup_request(void *arg, struct vm_ctl_request *request, const char *command,
         request_resize(sup, request, args);
     } else if (strcmp(command, "snapshot-delete") == 0) {
         request_snapshot_delete(sup, request, args);
+    } else if (strcmp(command, "compact") == 0) {
+        request_compact(sup, request, args);
     } else if (strcmp(command, "job") == 0) {
         request_job(sup, request, args);
     } else {

@@ -119,6 +119,22 @@ bool qv_vm_image_snapshot_delete(struct qv_catalog *catalog, const char *name,
     return true;
 }
 
+bool qv_vm_image_compact(struct qv_catalog *catalog, const char *name,
+                         const struct qv_image_record *record, const struct qv_job_watch *watch,
+                         GError **error)
+{
+    QV_CLEANUP(vm_place_clear) struct vm_place place = VM_PLACE_NONE;
+    QV_CLEANUP(qv_close_fd) int fd = -1;
+
+    vm_place_init(catalog, name, &place);
+    if (!vm_ctl_connect(&place, "compact", json_pack("{s:s}", "path", record->path), &fd, error) ||
+        !wait_for_job(&place, fd, record->path, watch, error)) {
+        g_prefix_error(error, "%s: ", record->name);
+        return false;
+    }
+    return true;
+}
+
 /* What the state file says of a VM without a supervisor. */
 static bool info_at_rest(const struct qv_vm_config *config, const struct vm_place *place,
                          json_t **out, GError **error)

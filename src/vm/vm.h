@@ -78,4 +78,11 @@ bool qv_vm_image_snapshot_delete(struct qv_catalog *catalog, const char *name,
                                  const struct qv_image_record *record, const char *snapshot,
                                  uint64_t rate, const struct qv_job_watch *watch, GError **error);
 
+/** qv_vm_image_compact - gives unused space of @record's image back, which the running VM @name
+ * holds, beside its guest. It goes on when the caller dies, and ends early when the disk is resized
+ * or the VM stops. Errors as above; QV_ERROR_CORRUPT: the image needs a repair. */
+bool qv_vm_image_compact(struct qv_catalog *catalog, const char *name,
+                         const struct qv_image_record *record, const struct qv_job_watch *watch,
+                         GError **error);
+
 #endif

@@ -292,6 +292,33 @@ def test_snapshot_of_an_image_in_use_is_deleted(quantavirt, root, vm, qemu_img):
     assert found.get("leaks", 0) == found.get("corruptions", 0) == 0
 
 
+def test_images_in_use_are_compacted(quantavirt, root, vm, qemu_img):
+    """Beside the guest, which goes on writing to both."""
+    quantavirt("storage", "create", "--name", "a", "--format", "qcow2", "--size", "64M")
+    quantavirt("storage", "create", "--name", "b", "--format", "raw", "--size", "32M", "--prealloc", "full")
+    image = root / "images/a.qcow2"
+    qemu_img("bench", "-q", "-w", "-f", "qcow2", "-c", "1024", "-s", "65536", "-S", "65536", "--pattern", "1", image)
+    web = vm("web", [disk("a"), disk("b", "raw")],
+             "dd if=/dev/zero of=/dev/vda bs=1M count=30 conv=fsync; echo filled; i=0; while :; do "
+             "for d in vda vdb; do echo pattern | dd of=/dev/$d bs=4k seek=$((5000 + i % 100)) conv=fsync 2>/dev/null; "
+             "done; i=$((i + 1)); echo count $i; done")
+    web.wait_console("filled")
+    web.wait_count()
+    result = quantavirt("storage", "compact", "a", "--json").json()
+    assert result["bytes_after"] < result["bytes_before"] - (20 << 20), result
+    result = quantavirt("storage", "compact", "b", "--json").json()
+    assert result["bytes_before"] >= 32 << 20 and result["bytes_after"] < 4 << 20, result
+    web.wait_count(5)
+    web("stop", "--force")
+    found = qemu_img("check", "--output=json", image)
+    assert found.get("leaks", 0) == found.get("corruptions", 0) == 0
+    raw = root / "content"
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", image, raw)
+    data = raw.read_bytes()
+    assert not any(data[:5000 * 4096]) and data[5000 * 4096:][:8] == b"pattern\n"
+    assert data[31 << 20:63 << 20] == b"\1" * (32 << 20)
+
+
 # Prints through the BIOS, which the serial line shows too, then halts the machine by APM.
 BOOT_SECTOR = bytes([
     0x31, 0xc0,              # xor ax, ax
