@@ -140,6 +140,12 @@ static bool co_explore(struct explorer *e)
     return ok;
 }
 
+/* What the medium writes whole, bytes. */
+static uint32_t tear_of(const struct workload *load)
+{
+    return load->encrypted && load->torn != QV_ENC_TORN_ON ? 4096 : 512;
+}
+
 static void explorer_init(struct explorer *e, struct run *run, uint32_t seed)
 {
     *e = (struct explorer){.run = run,
@@ -147,8 +153,7 @@ static void explorer_init(struct explorer *e, struct run *run, uint32_t seed)
                            .seen = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
                            .qemu_every =
                                args.qemu > 0 ? (unsigned)MAX(1, args.states / args.qemu) : 0};
-    states_init(&e->states, &run->base, &run->log,
-                run->load->encrypted && run->load->torn != QV_ENC_TORN_ON ? 4096 : 512);
+    states_init(&e->states, &run->base, &run->log, tear_of(run->load));
 }
 
 static void explorer_clear(struct explorer *e)
@@ -193,7 +198,8 @@ static bool co_explore_workload(struct task *task, struct run *run)
 /* Power loss while guests work on a medium that fails now and then. */
 static bool co_explore_faulty(struct task *task, struct run *run)
 {
-    struct qv_faults faults = {.kinds = QV_FAULT_CHANGES, .error = EIO, .torn = true};
+    struct qv_faults faults = {
+        .kinds = QV_FAULT_CHANGES, .error = EIO, .torn = true, .tear = tear_of(run->load)};
     bool ok;
 
     run->faults = &faults;
@@ -361,6 +367,7 @@ static void co_task_faults(void *arg)
         faults.error = g_rand_boolean(rng) ? EIO : ENOSPC;
         faults.all_after = g_rand_boolean(rng);
         faults.torn = g_rand_boolean(rng);
+        faults.tear = tear_of(task->load);
         task->ok = co_fault_run(task, &faults, nth);
         task->states++;
     }

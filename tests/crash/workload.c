@@ -124,6 +124,7 @@ const struct workload workloads[] = {
      .cache = 4 * 512},
     {.name = "enc-4k",
      .encrypted = true,
+     .two_steps = true,
      .torn = QV_ENC_TORN_OFF,
      .create = {.size = QV_MIB, .cluster_size = 4096},
      .rounds = 3,
@@ -141,6 +142,7 @@ const struct workload workloads[] = {
      .longest = 24 * QV_KIB},
     {.name = "enc-64k",
      .encrypted = true,
+     .two_steps = true,
      .torn = QV_ENC_TORN_OFF,
      .log_size = 64 * QV_KIB, /* goes round often */
      .create = {.size = 2 * QV_MIB},
@@ -150,6 +152,7 @@ const struct workload workloads[] = {
      .longest = 100 * QV_KIB},
     {.name = "enc-reopen",
      .encrypted = true,
+     .two_steps = true,
      .torn = QV_ENC_TORN_OFF,
      .create = {.size = QV_MIB, .cluster_size = 4096},
      .rounds = 5,
@@ -177,6 +180,7 @@ const struct workload workloads[] = {
      .longest = 40 * QV_KIB},
     {.name = "enc-full",
      .encrypted = true,
+     .two_steps = true,
      .torn = QV_ENC_TORN_OFF,
      .log_size = 64 * QV_KIB,
      .create = {.size = QV_MIB, .cluster_size = 4096, .prealloc = QCOW2_PREALLOC_METADATA},
@@ -187,6 +191,7 @@ const struct workload workloads[] = {
      .cache = 4096},
     {.name = "enc-churn",
      .encrypted = true,
+     .two_steps = true,
      .torn = QV_ENC_TORN_OFF,
      .create = {.size = 256 * QV_KIB, .cluster_size = 4096},
      .churn = true,
@@ -195,6 +200,15 @@ const struct workload workloads[] = {
      .ops = 60,
      .longest = 24 * QV_KIB,
      .buffer = 64 * 4096},
+    {.name = "enc-hot", /* few sectors, written again and again; the log goes round */
+     .encrypted = true,
+     .torn = QV_ENC_TORN_ON,
+     .log_size = 64 * QV_KIB,
+     .create = {.size = 64 * QV_KIB, .cluster_size = 4096, .prealloc = QCOW2_PREALLOC_METADATA},
+     .rounds = 2,
+     .guests = 3,
+     .ops = 60,
+     .longest = 8 * QV_KIB},
     {.name = "enc-tiny",
      .encrypted = true,
      .torn = QV_ENC_TORN_ON,
@@ -331,6 +345,7 @@ struct qv_node *run_co_open(struct run *run, struct qv_node *file, bool readonly
                                        .buffer = run->load->buffer,
                                        .entry_cache = run->load->cache};
 
+        qv_enc_set_small_round(run->load->two_steps ? 0 : 64);
         return qv_enc_co_open(file, &enc, &node, error) ? node : NULL;
     }
     return qcow2_co_open(file, &opts, &node, error) ? node : NULL;

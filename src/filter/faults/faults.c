@@ -60,7 +60,8 @@ static void torn_done(struct qv_io *child)
 
 static void tear(struct qv_node *node, struct qv_io *io)
 {
-    uint64_t len = qv_align_down(io->len / 2, QV_SECTOR_SIZE);
+    uint32_t sector = faults_of(node)->tear != 0 ? faults_of(node)->tear : QV_SECTOR_SIZE;
+    uint64_t len = qv_align_down(io->len / 2, sector);
     struct torn *torn = g_new0(struct torn, 1);
     int n = len > 0 ? qv_iov_slice(io->iov, io->iovcnt, 0, len, torn->iov, TORN_IOV_MAX) : -1;
 

@@ -24,7 +24,13 @@
 
 #define WRITES_AT_ONCE 64u
 #define MERGE_MAX      256u /* sectors written together where they lie together */
-#define SMALL_ROUND    64u  /* overwritten sectors that go through the log to save a sync */
+/* Overwritten sectors that go through the log to save a sync. */
+static unsigned small_round = 64;
+
+void qv_enc_set_small_round(unsigned sectors)
+{
+    small_round = sectors;
+}
 
 /* ---- syncs and checkpoints ---- */
 
@@ -463,7 +469,7 @@ static int co_parts(struct round *r)
     for (size_t i = 0; i < r->n; i++) {
         over += r->v[i]->over;
     }
-    log_data = enc->torn || (r->flush && over <= SMALL_ROUND);
+    log_data = enc->torn || (r->flush && over <= small_round);
     for (size_t i = 0, n; (i < r->n || r->cleared->len > 0);) {
         struct part p = {.r = r, .v = r->v + i, .log_data = log_data};
 

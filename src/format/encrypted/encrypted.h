@@ -138,6 +138,10 @@ struct qv_enc_open_opts {
     uint64_t buffer;             /* bytes of sectors written and not committed; 0: a default */
 };
 
+/** qv_enc_set_small_round - tests: a flush of at most @sectors overwritten ones puts their data
+ * into the log to save a sync (64 at first). */
+void qv_enc_set_small_round(unsigned sectors);
+
 /** qv_enc_co_open - as qcow2_co_open. QV_ERROR_CORRUPT when the key area does not belong to @dek.
  */
 bool qv_enc_co_open(struct qv_node *file, const struct qv_enc_open_opts *opts, struct qv_node **out,
