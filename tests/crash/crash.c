@@ -17,6 +17,7 @@
 #include "base/maths.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/rebuild.h"
+#include "enc_image.h"
 #include "states.h"
 #include "verify.h"
 
@@ -464,6 +465,7 @@ int main(int argc, char **argv)
         return 2;
     }
     printf("seed %" G_GINT64_FORMAT "\n", args.seed);
+    enc_test_nonces_record();            /* through all crashes and copies */
     qv_log_init("crash", QV_LOG_SILENT); /* failing to close is what is asked for */
     thread = qv_thread_new("crash", NULL);
     for (unsigned i = 0; thread != NULL && i < nb_workloads; i++) {
@@ -473,7 +475,8 @@ int main(int argc, char **argv)
         }
     }
     qv_thread_free(thread);
-    printf("%u states, %u checks by qemu-img\n", states, verify_qemu_runs());
+    printf("%u states, %u checks by qemu-img, %" PRIu64 " nonces\n", states, verify_qemu_runs(),
+           enc_test_nonces_count());
     printf("[  PASSED  ] %u test(s).\n", passed);
     if (failed > 0) {
         printf("[  FAILED  ] %u test(s).\n", failed);

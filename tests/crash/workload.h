@@ -34,7 +34,7 @@ struct workload {
     bool encrypted;
     enum qv_enc_torn torn;
     uint64_t log_size, buffer; /* bytes; 0: default */
-    bool two_steps; /* no data through the log to save a sync */
+    bool two_steps;            /* no data through the log to save a sync */
     uint64_t cache;            /* qcow2: bytes of L2 tables in memory; 0: default */
 };
 

@@ -6,7 +6,7 @@
  *
  *   qcow2_model [--seed N] [--seconds N] [--cluster-bits N] [--refcount-bits N] [--threads N]
  *               [--version 2|3] [--backing] [--cache BYTES] [--size BYTES] [--dir DIR] [--direct]
- *               [--qemu-img PROGRAM] [--snapshots] [--extended-l2] [--data-file]
+ *               [--qemu-img PROGRAM] [--snapshots] [--extended-l2] [--data-file] [--encrypted]
  *
  * --snapshots: meanwhile snapshots come and go, and between rounds one may be restored.
  */
@@ -27,6 +27,7 @@
 #include "format/qcow2/walk.h"
 #include "format/raw/raw.h"
 #include "io/coroutine.h"
+#include "enc_image.h"
 #include "io/thread.h"
 #include "model.h"
 
@@ -39,7 +40,7 @@
 static struct {
     int seed, seconds, cluster_bits, refcount_bits, threads, version, cache;
     gint64 size;
-    gboolean backing, direct, snapshots, extended_l2, data_file;
+    gboolean backing, direct, snapshots, extended_l2, data_file, encrypted;
     char *dir, *qemu_img;
 } opt = {.seed = 1,
          .seconds = 2,
@@ -102,6 +103,16 @@ static void co_open_image(void *arg)
     if (opt.data_file) {
         opts.data_file = open_file(data_path, O_RDWR | O_CREAT);
     }
+    if (opt.encrypted) {
+        QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = enc_test_secret('d');
+        struct qv_enc_open_opts enc = {
+            .qcow2 = opts, .dek = dek, .entry_cache = (uint64_t)opt.cache, .buffer = 128 * 4096};
+
+        if (!qv_enc_co_open(open_file(image_path, O_RDWR), &enc, &node, &error)) {
+            die("open", error);
+        }
+        return;
+    }
     if (!qcow2_co_open(open_file(image_path, O_RDWR), &opts, &node, &error)) {
         die("open", error);
     }
@@ -124,7 +135,14 @@ static void co_create(void *arg)
     GError *error = NULL;
 
     (void)arg;
-    if (!qcow2_co_create(file, &opts, &error)) {
+    if (opt.encrypted) {
+        struct qv_enc_create_opts enc = {
+            .qcow2 = opts, .aead = QV_AEAD_CHACHA20_POLY1305, .log_size = 128 * 1024};
+
+        if (!enc_test_co_create(file, &enc, &error)) {
+            die("create", error);
+        }
+    } else if (!qcow2_co_create(file, &opts, &error)) {
         die("create", error);
     }
     qv_node_co_close_tree(file);
@@ -444,7 +462,8 @@ static void run(void)
     qv_thread_run_co(threads[0], co_read_all, NULL);
     qv_thread_run_co(threads[0], co_close_and_check, NULL);
     qemu_check();
-    printf("%d rounds, %" PRIu64 " requests\n", rounds, ops_done);
+    printf("%d rounds, %" PRIu64 " requests, %" PRIu64 " nonces\n", rounds, ops_done,
+           enc_test_nonces_count());
 }
 
 int main(int argc, char **argv)
@@ -463,6 +482,7 @@ int main(int argc, char **argv)
         {"direct", 0, 0, G_OPTION_ARG_NONE, &opt.direct, NULL, NULL},
         {"snapshots", 0, 0, G_OPTION_ARG_NONE, &opt.snapshots, NULL, NULL},
         {"extended-l2", 0, 0, G_OPTION_ARG_NONE, &opt.extended_l2, NULL, NULL},
+        {"encrypted", 0, 0, G_OPTION_ARG_NONE, &opt.encrypted, NULL, NULL},
         {"data-file", 0, 0, G_OPTION_ARG_NONE, &opt.data_file, NULL, NULL},
         {"qemu-img", 0, 0, G_OPTION_ARG_FILENAME, &opt.qemu_img, NULL, NULL},
         {0},
@@ -475,6 +495,9 @@ int main(int argc, char **argv)
     if (!g_option_context_parse(context, &argc, &argv, &error) || opt.threads < 1 ||
         opt.threads > (int)G_N_ELEMENTS(threads)) {
         die("arguments", error);
+    }
+    if (opt.encrypted) {
+        enc_test_nonces_record();
     }
     dir = g_build_filename(opt.dir != NULL ? opt.dir : g_get_tmp_dir(), "qcow2_model.XXXXXX", NULL);
     if (g_mkdtemp(dir) == NULL) {

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "enc_image.h"
 
+#include <pthread.h>
 #include <string.h>
+
+#include "format/encrypted/enc_int.h"
 
 const uint8_t enc_test_uuid[QV_ENC_UUID_SIZE] = "sixteen bytes id";
 
@@ -47,4 +50,63 @@ bool enc_test_co_create(struct qv_node *file, struct qv_enc_create_opts *opts, G
     opts->slots = slot;
     opts->nb_slots = 1;
     return qv_enc_co_create(file, opts, error);
+}
+
+/* ---- nonces ---- */
+
+struct nonce {
+    uint64_t counter;
+    uint32_t epoch;
+    uint8_t key[20];
+};
+
+static struct {
+    pthread_mutex_t lock;
+    GHashTable *seen;
+} nonces = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static guint nonce_hash(gconstpointer p)
+{
+    const struct nonce *n = p;
+    guint h;
+
+    memcpy(&h, n->key, sizeof(h));
+    return h ^ (guint)(n->counter * 0x9e3779b1u);
+}
+
+static gboolean nonce_equal(gconstpointer a, gconstpointer b)
+{
+    return memcmp(a, b, sizeof(struct nonce)) == 0;
+}
+
+static void record(const uint8_t key_id[32], uint32_t epoch, uint64_t counter)
+{
+    struct nonce *n = g_new0(struct nonce, 1);
+    bool fresh;
+
+    n->counter = counter;
+    n->epoch = epoch;
+    memcpy(n->key, key_id, sizeof(n->key));
+    pthread_mutex_lock(&nonces.lock);
+    fresh = g_hash_table_add(nonces.seen, n);
+    pthread_mutex_unlock(&nonces.lock);
+    if (!fresh) {
+        g_error("nonce %u/%" G_GUINT64_FORMAT " was used twice under one key", epoch, counter);
+    }
+}
+
+void enc_test_nonces_record(void)
+{
+    nonces.seen = g_hash_table_new_full(nonce_hash, nonce_equal, g_free, NULL);
+    qv_enc_nonce_probe = record;
+}
+
+uint64_t enc_test_nonces_count(void)
+{
+    uint64_t n;
+
+    pthread_mutex_lock(&nonces.lock);
+    n = nonces.seen != NULL ? g_hash_table_size(nonces.seen) : 0;
+    pthread_mutex_unlock(&nonces.lock);
+    return n;
 }

@@ -18,4 +18,9 @@ extern const uint8_t enc_test_uuid[QV_ENC_UUID_SIZE];
  * @opts->aead says otherwise, and one slot, which enc_test_secret('s') opens. Coroutine. */
 bool enc_test_co_create(struct qv_node *file, struct qv_enc_create_opts *opts, GError **error);
 
+/** enc_test_nonces_record - from now on every nonce that any image seals with is remembered; one
+ * that comes twice under one key ends the program. _count - how many there were. */
+void enc_test_nonces_record(void);
+uint64_t enc_test_nonces_count(void);
+
 #endif
