@@ -13,6 +13,23 @@ static const struct cli_option options[] = {
     {0},
 };
 
+static void print_sectors(const char *name, const struct qv_check_result *result)
+{
+    const struct qv_enc_verify *data = &result->data;
+
+    for (guint i = 0; data->listed != NULL && i < data->listed->len; i++) {
+        const struct qv_enc_bad *bad = &g_array_index(data->listed, struct qv_enc_bad, i);
+
+        printf("sector %" PRIu64 " (offset 0x%" PRIx64 ")%s%s fails authentication\n", bad->guest,
+               bad->guest * 4096, bad->snapshot != NULL ? " of snapshot " : "",
+               bad->snapshot != NULL ? bad->snapshot : "");
+    }
+    if (result->has_data) {
+        printf("%s: %" PRIu64 " sectors of 4 KiB authenticated, %" PRIu64 " bad\n", name,
+               data->checked - data->bad, data->bad);
+    }
+}
+
 static void print_result(const char *name, const struct qv_check_result *result)
 {
     if (!result->has_metadata) {
@@ -25,6 +42,7 @@ static void print_result(const char *name, const struct qv_check_result *result)
     if (result->repaired > 0) {
         printf("%s: repaired %" PRIu64 " errors\n", name, result->repaired);
     }
+    print_sectors(name, result);
     if (result->corruptions == 0 && result->leaks == 0) {
         printf("%s: clean, %" PRIu64 " of %" PRIu64 " clusters in use\n", name, result->allocated,
                result->clusters);
@@ -32,11 +50,6 @@ static void print_result(const char *name, const struct qv_check_result *result)
         printf("%s: %" PRIu64 " corruptions, %" PRIu64 " leaked clusters\n", name,
                result->corruptions, result->leaks);
     }
-}
-
-static bool check_options(const struct cli_args *args, GError **error)
-{
-    return !cli_flag(args, "data") || qv_job_later("--data", error);
 }
 
 static int run(struct cli *cli, const struct cli_args *args)
@@ -48,13 +61,13 @@ static int run(struct cli *cli, const struct cli_args *args)
     struct qv_job_watch watch;
     bool ok;
 
-    if (!check_options(args, &error) ||
-        !cli_find_image(cli, cli_arg(args, 0), cli_text(args, "format"), true, &record, &error)) {
+    if (!cli_find_image(cli, cli_arg(args, 0), cli_text(args, "format"), true, &record, &error)) {
         return cli_fail(cli, error);
     }
     progress = cli_progress_new(cli, "check");
     watch = cli_watch(progress);
-    ok = qv_job_check(cli->catalog, record, cli_flag(args, "repair"), &watch, &result, &error);
+    ok = qv_job_check(cli->catalog, record, cli_flag(args, "repair"), cli_flag(args, "data"),
+                      &watch, &result, &error);
     cli_progress_free(progress);
     if (!ok) {
         return cli_fail(cli, error);
@@ -70,9 +83,10 @@ static int run(struct cli *cli, const struct cli_args *args)
 const struct cli_command cli_storage_check = {
     .name = "check",
     .args = "IMAGE",
-    .summary = "verify an image's metadata",
+    .summary = "verify an image's metadata, or all of it",
     .details = CLI_IMAGE_OR_PATH
-    "\nExit status 0: clean; 5: corruption was found; 6: leaked space only, which is harmless.\n"
+    "\nExit status 0: clean; 5: corruption, or a sector that fails authentication, was found; 6: "
+    "leaked space only, which is harmless.\n"
     "--repair puts right what is found, and then ends with 0. Power loss meanwhile leaves the "
     "image as "
     "it was, or\nrepaired. What could be read before reads the same; what nothing can be read from "
