@@ -42,6 +42,8 @@ extern const struct cli_command cli_vm_export;
 extern const struct cli_command cli_vm_delete;
 extern const struct cli_command cli_vm_destroy;
 extern const struct cli_command cli_vm_console;
+extern const struct cli_command cli_vm_disk_attach;
+extern const struct cli_command cli_vm_disk_detach;
 
 extern const struct cli_command cli_pqc_key_gen;
 extern const struct cli_command cli_pqc_key_list;

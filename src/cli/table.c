@@ -31,9 +31,9 @@ static const struct cli_command *const storage_commands[] = {
 };
 
 static const struct cli_command *const vm_commands[] = {
-    &cli_vm_create,  &cli_vm_validate, &cli_vm_start, &cli_vm_pause,  &cli_vm_resume,
-    &cli_vm_stop,    &cli_vm_list,     &cli_vm_info,  &cli_vm_export, &cli_vm_delete,
-    &cli_vm_destroy, &cli_vm_console,  NULL,
+    &cli_vm_create,  &cli_vm_validate, &cli_vm_start,       &cli_vm_pause,       &cli_vm_resume,
+    &cli_vm_stop,    &cli_vm_list,     &cli_vm_info,        &cli_vm_export,      &cli_vm_delete,
+    &cli_vm_destroy, &cli_vm_console,  &cli_vm_disk_attach, &cli_vm_disk_detach, NULL,
 };
 
 static const struct cli_command *const pqc_commands[] = {

@@ -25,6 +25,8 @@ static const struct {
     {"stats", server_disk_co_stats},
     {"export-add", server_export_co_add},
     {"export-remove", server_export_co_remove},
+    {"export-attach", server_export_co_attach},
+    {"export-detach", server_export_co_detach},
     {"snapshot-delete", server_disk_co_snapshot_delete},
     {"disk-compact", server_disk_co_compact},
 };

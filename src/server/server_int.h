@@ -111,6 +111,8 @@ const char *server_disk_id(const struct server_disk *disk);
 
 bool server_export_co_add(struct server_request *req, json_t **result, GError **error);
 bool server_export_co_remove(struct server_request *req, json_t **result, GError **error);
+bool server_export_co_attach(struct server_request *req, json_t **result, GError **error);
+bool server_export_co_detach(struct server_request *req, json_t **result, GError **error);
 
 /** server_export_co_end - disconnects the client, waits for its requests, frees the export. */
 void server_export_co_end(struct server_export *e);

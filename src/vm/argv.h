@@ -4,12 +4,13 @@
 #define QV_VM_ARGV_H
 
 #include <glib.h>
+#include <jansson.h>
 
 #include "catalog/config.h"
 #include "vm/engine.h"
 
-/** What the command line is made of. Disk i listens at "d<i>", relative to QEMU's working folder.
- */
+/** What the command line is made of. Each unit (units.h) listens at its id, relative to QEMU's
+ * working folder. */
 struct vm_launch {
     const struct vm_engine *engine;
     enum vm_accel accel;
@@ -19,8 +20,9 @@ struct vm_launch {
     const char *uefi_code, *uefi_vars; /* for firmware uefi */
 };
 
-/** vm_disk_socket - "d<index>"; the caller frees it. */
-char *vm_disk_socket(unsigned index);
+/** vm_controller_device - a controller over vfio-user as QEMU's -device and device_add take it; a
+ * new reference. */
+json_t *vm_controller_device(const char *id, const char *bus, const char *addr);
 
 /** vm_argv - argv[0] and on, ends with NULL; the caller frees it (strings too). */
 GPtrArray *vm_argv(const struct vm_launch *launch);

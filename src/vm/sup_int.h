@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a supervisor keeps. Files: supervisor.c its life; sup_disks.c images, sockets and the I/O
- * process; sup_qemu.c QEMU; sup_run.c whether the guest may run; sup_request.c commands.
+ * What a supervisor keeps. Files: supervisor.c its life; sup_disks.c images and sockets; sup_io.c
+ * the I/O process; sup_hotplug.c disks that come and go; sup_qemu.c QEMU; sup_run.c whether the
+ * guest may run; sup_request.c commands.
  *
  * One thread and one main loop. Functions that talk to QEMU or the I/O process block for their
  * answer, within limits; nothing else blocks. While a call to QEMU waits, the I/O process is
@@ -33,18 +34,35 @@
 
 struct sup;
 
+/** A PCI device of the guest with its disks: see units.h. */
+struct sup_unit {
+    struct sup *sup;
+    enum qv_disk_type type;
+    char *id;     /* in the I/O process and in QEMU, and its socket's name */
+    char *serial; /* NVMe: the controller's; virtio-blk: the disk's; NULL: none */
+    uint32_t queues;
+    int listen_fd; /* -1: none. Stays open when the I/O process dies: QEMU can connect meanwhile */
+    struct qv_listen_path at;
+    int port;    /* the root port it has for itself; -1: none, or one that it shares */
+    bool orphan; /* its disk was taken away by force; it goes when the guest releases it */
+};
+
+struct sup_detach;
+
 struct sup_disk {
     struct sup *sup;
-    const struct qv_vm_disk *config;
-    unsigned index;
-    char *id; /* "d0": in the I/O process and in QEMU, and its socket's name */
+    const struct qv_vm_disk *config; /* in sup->config */
+    char *id;                        /* in the I/O process */
+    struct sup_unit *unit;
+    unsigned slot; /* of the unit: namespace - 1, port, drive */
     struct qv_image_handle *image;
     bool discard;
-    int listen_fd; /* -1: none. Stays open when the I/O process dies: QEMU can connect meanwhile */
+    bool leaving;              /* the guest was asked to let go */
+    bool released;             /* it has; not dealt with yet */
+    struct sup_detach *detach; /* somebody waits for that; NULL: nobody */
     /* Memory that outlives the I/O process: mappings of writes that the guest counts on and that
      * are not in the image yet (qv_image_spec.journal_fd). -1: none. */
     int journal_fd;
-    struct qv_listen_path at;
     struct qv_stat_server *stat;
     char *cache, *io;  /* in use; NULL: not known yet */
     char *stop_reason; /* a policy stopped it: why; NULL: it runs */
@@ -68,7 +86,11 @@ struct sup {
     GMainLoop *loop;
     struct vm_ctl *ctl;
     struct vm_console *console; /* NULL: no serial line */
-    GPtrArray *disks;           /* struct sup_disk * */
+    GPtrArray *disks;           /* struct sup_disk *, in the order of the configuration */
+    GPtrArray *units;           /* struct sup_unit * */
+    unsigned next_id;           /* for names of what is plugged in later */
+    unsigned ports_used;        /* root ports that devices sat on at the start */
+    bool ports_shared;          /* several on one */
     gint64 started_us;          /* monotonic: when the guest began to run */
 
     pid_t io_pid; /* 0: no I/O process */
@@ -103,6 +125,26 @@ struct sup {
 bool sup_disks_open(struct sup *sup, GError **error);
 /** sup_disks_close - closes images (which ends their locks) and sockets. */
 void sup_disks_close(struct sup *sup);
+
+/** sup_disk_new - opens and locks the image of @config; not in sup->disks yet. */
+bool sup_disk_new(struct sup *sup, const struct qv_vm_disk *config, struct sup_disk **out,
+                  GError **error);
+/** sup_disk_free - closes the image. */
+void sup_disk_free(struct sup_disk *disk);
+/** sup_unit_new - makes the socket of a new unit; @serial (may be NULL) is copied; not in
+ * sup->units yet. */
+bool sup_unit_new(struct sup *sup, enum qv_disk_type type, const char *id, const char *serial,
+                  uint32_t queues, struct sup_unit **out, GError **error);
+void sup_unit_free(struct sup_unit *unit);
+/** sup_units_listen - makes the sockets that are not there. sup_units_deaf - closes them all. */
+bool sup_units_listen(struct sup *sup, GError **error);
+void sup_units_deaf(struct sup *sup);
+/** sup_has_controllers - whether a unit is a controller over vfio-user: QEMU does not connect those
+ * a second time. */
+bool sup_has_controllers(const struct sup *sup);
+
+/* ---- sup_io.c ---- */
+
 /** sup_io_start - an I/O process that has all disks and serves them. */
 bool sup_io_start(struct sup *sup, GError **error);
 /** sup_io_stop - ends it; what the guest has flushed, and all that has completed, is on disk
@@ -114,6 +156,33 @@ bool sup_io_revive(struct sup *sup, GError **error);
 int sup_io_fd(void *arg);
 void sup_io_ready(void *arg);
 
+/** sup_io_add_disk / _remove_disk - the I/O process opens, closes the image. */
+bool sup_io_add_disk(struct sup *sup, struct sup_disk *disk, GError **error);
+bool sup_io_remove_disk(struct sup *sup, struct sup_disk *disk, GError **error);
+/** sup_io_export - the I/O process serves @unit with the disks in sup->disks that are its.
+ * sup_io_unexport - no more. */
+bool sup_io_export(struct sup *sup, struct sup_unit *unit, GError **error);
+bool sup_io_unexport(struct sup *sup, struct sup_unit *unit, GError **error);
+/** sup_io_attach - plugs @disk into its unit, which is served already; sets disk->slot. */
+bool sup_io_attach(struct sup *sup, struct sup_disk *disk, GError **error);
+/** sup_io_detach - asks the guest to let the disk go; *@released: it has. Else sup_disk_released
+ * comes from the loop. */
+bool sup_io_detach(struct sup *sup, struct sup_disk *disk, bool force, bool *released,
+                   GError **error);
+
+/* ---- sup_hotplug.c ---- */
+
+/** sup_disk_attach, sup_disk_detach - commands disk-attach and disk-detach; answer @request. */
+void sup_disk_attach(struct sup *sup, struct vm_ctl_request *request, const json_t *args);
+void sup_disk_detach(struct sup *sup, struct vm_ctl_request *request, const json_t *args);
+/** sup_disk_released - the guest has let @disk go. From the loop. */
+void sup_disk_released(struct sup_disk *disk);
+/** sup_device_deleted - QEMU's device @id has gone. sup_device_kept - the guest refused. */
+void sup_device_deleted(struct sup *sup, const char *id);
+void sup_device_kept(struct sup *sup, const char *id);
+/** sup_detach_drop - the VM ends: who waits for @disk is told. */
+void sup_detach_drop(struct sup_disk *disk);
+
 /* ---- sup_qemu.c ---- */
 
 /** sup_qemu_start - QEMU with all devices, the guest not yet running. */
@@ -122,8 +191,9 @@ bool sup_qemu_start(struct sup *sup, GError **error);
 void sup_qemu_watch(struct sup *sup);
 /** sup_qemu_kill - ends QEMU at once, if there is one. Blocks until it is gone. */
 void sup_qemu_kill(struct sup *sup);
-/** sup_qemu_call - qmp_call with the usual limit. */
+/** sup_qemu_call - qmp_call with the usual limit. sup_qemu_tell - with arguments, taken over. */
 bool sup_qemu_call(struct sup *sup, const char *command, json_t **result, GError **error);
+bool sup_qemu_tell(struct sup *sup, const char *command, json_t *args, GError **error);
 
 /* ---- sup_run.c ---- */
 

@@ -146,6 +146,10 @@ static void on_event(void *arg, const char *name, json_t *data)
         on_shutdown(sup, data);
     } else if (strcmp(name, "STOP") == 0) {
         on_stop(sup);
+    } else if (strcmp(name, "DEVICE_DELETED") == 0) {
+        sup_device_deleted(sup, json_string_value(json_object_get(data, "device")));
+    } else if (strcmp(name, "DEVICE_UNPLUG_GUEST_ERROR") == 0) {
+        sup_device_kept(sup, json_string_value(json_object_get(data, "device")));
     } else if (strcmp(name, "GUEST_PANICKED") == 0) {
         qv_warn("the guest's kernel panicked");
     }
@@ -324,4 +328,13 @@ bool sup_qemu_call(struct sup *sup, const char *command, json_t **result, GError
         return qv_fail(error, QV_ERROR_FAILED, "QEMU has ended");
     }
     return qmp_call(sup->qmp, command, NULL, CALL_MS, result, error);
+}
+
+bool sup_qemu_tell(struct sup *sup, const char *command, json_t *args, GError **error)
+{
+    if (sup->qmp == NULL) {
+        json_decref(args);
+        return qv_fail(error, QV_ERROR_FAILED, "QEMU has ended");
+    }
+    return qmp_call(sup->qmp, command, args, CALL_MS, NULL, error);
 }

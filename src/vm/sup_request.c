@@ -362,6 +362,10 @@ void sup_request(void *arg, struct vm_ctl_request *request, const char *command,
         request_compact(sup, request, args);
     } else if (strcmp(command, "job") == 0) {
         request_job(sup, request, args);
+    } else if (strcmp(command, "disk-attach") == 0) {
+        sup_disk_attach(sup, request, args);
+    } else if (strcmp(command, "disk-detach") == 0) {
+        sup_disk_detach(sup, request, args);
     } else {
         refuse(request, QV_ERROR_USAGE, "the supervisor does not know that command",
                "it may be of another version: stop the VM and start it again");

@@ -13,6 +13,7 @@
 #include "catalog/vms.h"
 #include "control/process.h"
 #include "vm/sup_int.h"
+#include "vm/units.h"
 
 #define QUIT_MS 10000 /* for QEMU to end after "quit" */
 
@@ -79,21 +80,6 @@ static bool clear_leftovers(struct sup *sup, GError **error)
     return vm_status_move(status, VM_STOPPED, "its supervisor died", error);
 }
 
-static bool check_disks(const struct qv_vm_config *config, GError **error)
-{
-    for (guint i = 0; i < config->disks->len; i++) {
-        const struct qv_vm_disk *disk = config->disks->pdata[i];
-
-        if (disk->type != QV_DISK_VIRTIO_BLK) {
-            qv_fail(error, QV_ERROR_UNSUPPORTED, "disk %s: controllers of type %s are not served",
-                    disk->path, qv_disk_type_name(disk->type));
-            qv_error_hint(error, "use type virtio-blk");
-            return false;
-        }
-    }
-    return true;
-}
-
 static bool check_boot_file(const char *key, const char *path, GError **error)
 {
     return path == NULL || access(path, R_OK) == 0 ||
@@ -111,6 +97,17 @@ static void raise_limits(void)
     }
 }
 
+/* The oldest QEMU that can run it. */
+static unsigned vm_needs(const struct qv_vm_config *config)
+{
+    for (guint i = 0; i < config->disks->len; i++) {
+        if (((const struct qv_vm_disk *)config->disks->pdata[i])->type != QV_DISK_VIRTIO_BLK) {
+            return VM_ENGINE_VFIO_USER;
+        }
+    }
+    return VM_ENGINE_VHOST_USER;
+}
+
 static bool prepare(struct sup *sup, const char *name, GError **error)
 {
     const char *why;
@@ -118,10 +115,10 @@ static bool prepare(struct sup *sup, const char *name, GError **error)
     if (!lock_vm(sup, error) || !vm_status_load(sup->place.state, &sup->status, error) ||
         !clear_leftovers(sup, error) ||
         !qv_catalog_vm_load(sup->catalog, name, &sup->config, error) ||
-        !check_disks(sup->config, error) ||
+        !vm_units_check(sup->config, error) ||
         !check_boot_file("kernel", sup->config->kernel, error) ||
         !check_boot_file("initrd", sup->config->initrd, error) ||
-        !vm_engine_find(VM_ENGINE_VHOST_USER, &sup->engine, error)) {
+        !vm_engine_find(vm_needs(sup->config), &sup->engine, error)) {
         return false;
     }
     sup->accel = vm_accel_auto(&why);
@@ -134,6 +131,7 @@ static bool prepare(struct sup *sup, const char *name, GError **error)
     raise_limits();
     sup->status.supervisor = vm_process_of(getpid());
     sup->disks = g_ptr_array_new();
+    sup->units = g_ptr_array_new();
     sup->waiters = g_ptr_array_new();
     sup->qemu_said = g_string_new(NULL);
     return true;
@@ -259,6 +257,9 @@ static void clear(struct sup *sup)
     }
     if (sup->disks != NULL) {
         g_ptr_array_free(sup->disks, TRUE);
+    }
+    if (sup->units != NULL) {
+        g_ptr_array_free(sup->units, TRUE);
     }
     if (sup->qemu_said != NULL) {
         g_string_free(sup->qemu_said, TRUE);

@@ -60,6 +60,20 @@ bool qv_vm_delete(struct qv_catalog *catalog, const char *name, GError **error);
  */
 bool qv_vm_console(struct qv_catalog *catalog, const char *name, int in, int out, GError **error);
 
+/**
+ * qv_vm_disk_attach - gives the VM another disk, an entry of "storage" as @disk (taken over) says;
+ * its configuration has it from then on. A guest that runs sees it at once. QV_ERROR_IN_USE: the
+ * image is locked. On failure nothing is changed.
+ */
+bool qv_vm_disk_attach(struct qv_catalog *catalog, const char *name, json_t *disk, GError **error);
+
+/**
+ * qv_vm_disk_detach - takes the disk @path away. A guest that runs is waited for up to @seconds, or
+ * with @force not at all. QV_ERROR_IN_USE: it has not released the disk; that stays pending.
+ */
+bool qv_vm_disk_detach(struct qv_catalog *catalog, const char *name, const char *path, bool force,
+                       unsigned seconds, GError **error);
+
 /** qv_vm_image_resize - grows @record's image, which the running VM @name holds; its guest is told.
  * QV_ERROR_NOT_FOUND: it does not run (any more), or does not have that image. */
 bool qv_vm_image_resize(struct qv_catalog *catalog, const char *name,

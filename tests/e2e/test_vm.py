@@ -384,9 +384,10 @@ def test_failed_start_leaves_nothing(quantavirt, root):
     web.create()
     assert "web: QEMU: " in web("start", code=1).stderr
     web("delete")
-    web.config["storage"][0]["type"] = "nvme"
+    web.config.update(storage=[disk("a", type="ahci"), disk("b", "raw", size="1M", type="ide")])
+    del web.config["boot"]
     web.create()
-    assert "type nvme" in web("start", code=1).stderr
+    assert "boots IDE drives before AHCI ports" in web("start", code=1).stderr
     assert web.info()["state"] == "created"
     assert not processes_naming(root)
     assert not list((root / "run/vm/web").glob("*"))

@@ -27,8 +27,8 @@ def powerbutton():
     return program
 
 
-def initramfs():
-    return guest.initramfs(files=[f"{powerbutton()}:/usr/bin/powerbutton"], modules=["button"])
+def initramfs(flavour="cloud", files=()):
+    return guest.initramfs(flavour, files=[f"{powerbutton()}:/usr/bin/powerbutton", *files], modules=["button"])
 
 
 def disk(path, fmt=None, **more):
@@ -47,8 +47,8 @@ class Vm:
             # With many disks the script itself waits for them.
             self.set_script(script, [f"/dev/{n}" for n in ("vda", "vdb")[:len(disks)]] if len(disks) < 3 else (), extra)
 
-    def set_script(self, script, wait=(), extra=""):
-        self.config["boot"] = {"kernel": str(guest.kernel()), "initrd": str(initramfs()),
+    def set_script(self, script, wait=(), extra="", flavour="cloud", files=()):
+        self.config["boot"] = {"kernel": str(guest.kernel(flavour)), "initrd": str(initramfs(flavour, files)),
                                "cmdline": guest.cmdline(script, wait, extra=extra)}
 
     def create(self, code=0):

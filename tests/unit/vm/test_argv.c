@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "vm/argv.h"
 #include "vm/topology.h"
+#include "vm/units.h"
 
 static struct qv_vm_config *config_of(const char *text)
 {
@@ -122,6 +123,75 @@ static void test_which_disk_is_booted(void **state)
     has(said, "\"filename\":\"/c,\\\"ode\",\"read-only\":true}");
 }
 
+static void test_controllers_are_shared(void **state)
+{
+    g_autofree char *line = line_of("{\"name\": \"w\", \"firmware\": \"uefi\", \"storage\": ["
+                                    "{\"type\": \"nvme\", \"path\": \"a\"},"
+                                    "{\"type\": \"ahci\", \"path\": \"b\", \"boot_index\": 2},"
+                                    "{\"type\": \"nvme\", \"path\": \"c\"},"
+                                    "{\"type\": \"nvme\", \"path\": \"d\", \"serial\": \"x\"},"
+                                    "{\"type\": \"ide\", \"path\": \"e\"},"
+                                    "{\"type\": \"ahci\", \"path\": \"f\"}]}",
+                                    VM_ENGINE_VERSION(11, 1), VM_ACCEL_TCG, -1);
+
+    (void)state;
+    has(line,
+        "{\"driver\":\"vfio-user-pci\",\"id\":\"nvme0\",\"socket\":{\"type\":\"unix\",\"path\":"
+        "\"nvme0\"},\"bus\":\"port0\",\"addr\":\"0.0\"}\n");
+    has(line,
+        "\"id\":\"nvme1\",\"socket\":{\"type\":\"unix\",\"path\":\"nvme1\"},\"bus\":\"port1\"");
+    has(line,
+        "\"id\":\"ahci0\",\"socket\":{\"type\":\"unix\",\"path\":\"ahci0\"},\"bus\":\"pcie.0\","
+        "\"addr\":\"1d.0\",\"bootindex\":2}");
+    has(line, "\"id\":\"ide0\"");
+    has_not(line, "ahci1");
+    has_not(line, "ide1");
+    has_not(line, "nvme2");
+    has_not(line, "vhost-user-blk");
+    has(line, "id=port5,"); /* two of them, and four free */
+    has_not(line, "id=port6,");
+}
+
+static void test_the_disk_to_boot_comes_first_on_its_controller(void **state)
+{
+    struct qv_vm_config *config =
+        config_of("{\"name\": \"w\", \"storage\": ["
+                  "{\"type\": \"virtio-blk\", \"path\": \"v\"},"
+                  "{\"type\": \"ahci\", \"path\": \"a\", \"boot_index\": 3},"
+                  "{\"type\": \"ahci\", \"path\": \"b\", \"boot_index\": 1}]}");
+    g_autoptr(GPtrArray) units = vm_units_of(config);
+    const struct vm_unit *ahci = units->pdata[1];
+
+    (void)state;
+    assert_int_equal(units->len, 2);
+    assert_int_equal(vm_boot_disk(config), 2);
+    assert_int_equal(ahci->disks->len, 2);
+    assert_int_equal(g_array_index(ahci->disks, guint, 0), 2);
+    assert_int_equal(g_array_index(ahci->disks, guint, 1), 1);
+    assert_true(vm_boot_by_order(config));
+    assert_true(vm_units_check(config, NULL));
+    qv_vm_config_free(config);
+}
+
+static void test_bios_boots_ahci_by_its_own_order(void **state)
+{
+    struct qv_vm_config *config = config_of("{\"name\": \"w\", \"storage\": ["
+                                            "{\"type\": \"ahci\", \"path\": \"a\"},"
+                                            "{\"type\": \"ide\", \"path\": \"b\"}]}");
+    g_autofree char *line = line_of("{\"name\": \"w\", \"storage\": ["
+                                    "{\"type\": \"ide\", \"path\": \"a\", \"boot_index\": 1},"
+                                    "{\"type\": \"nvme\", \"path\": \"b\", \"boot_index\": 2}]}",
+                                    VM_ENGINE_VERSION(11, 1), VM_ACCEL_TCG, -1);
+    g_autoptr(GError) error = NULL;
+
+    (void)state;
+    has(line, "-boot\nstrict=off\n");
+    has_not(line, "bootindex");
+    assert_false(vm_units_check(config, &error)); /* IDE comes first there */
+    assert_true(g_error_matches(error, QV_ERROR, QV_ERROR_UNSUPPORTED));
+    qv_vm_config_free(config);
+}
+
 static void test_each_disk_has_a_seat_of_its_own(void **state)
 {
     (void)state;
@@ -194,6 +264,9 @@ int main(void)
         cmocka_unit_test(test_a_vm_with_a_kernel),
         cmocka_unit_test(test_newer_engines_get_newer_words),
         cmocka_unit_test(test_which_disk_is_booted),
+        cmocka_unit_test(test_controllers_are_shared),
+        cmocka_unit_test(test_the_disk_to_boot_comes_first_on_its_controller),
+        cmocka_unit_test(test_bios_boots_ahci_by_its_own_order),
         cmocka_unit_test(test_each_disk_has_a_seat_of_its_own),
         cmocka_unit_test(test_vectors_stay_within_what_linux_has),
         cmocka_unit_test(test_port_addresses),
