@@ -55,7 +55,9 @@ void qv_secret_freep(struct qv_secret **secret)
 
 void qv_secret_wipe(void *data, size_t len)
 {
-    explicit_bzero(data, len);
+    if (len > 0) { /* else data may be NULL */
+        explicit_bzero(data, len);
+    }
 }
 
 bool qv_secret_equal(const void *a, const void *b, size_t len)

@@ -26,6 +26,9 @@ void pci_msix_table_init(struct qv_pci_function *fn)
 
 void pci_msix_table_reset(struct qv_pci_function *fn)
 {
+    if (fn->msix_table_len == 0) {
+        return; /* no MSI-X, no table */
+    }
     memset(fn->msix_table, 0, fn->msix_table_len);
     for (uint64_t at = MSIX_ENTRY_CTRL; at < fn->msix_table_len; at += MSIX_ENTRY) {
         fn->msix_table[at] = 1; /* masked */

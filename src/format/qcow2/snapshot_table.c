@@ -58,7 +58,9 @@ GByteArray *qcow2_snapshots_encode(const GPtrArray *list)
     }
     used = bytes->len;
     g_byte_array_set_size(bytes, (guint)qv_align_up(used, QV_SECTOR_SIZE));
-    memset(bytes->data + used, 0, bytes->len - used);
+    if (bytes->len > used) {
+        memset(bytes->data + used, 0, bytes->len - used);
+    }
     return g_steal_pointer(&bytes);
 }
 
