@@ -7,8 +7,10 @@
  *   qcow2_model [--seed N] [--seconds N] [--cluster-bits N] [--refcount-bits N] [--threads N]
  *               [--version 2|3] [--backing] [--cache BYTES] [--size BYTES] [--dir DIR] [--direct]
  *               [--qemu-img PROGRAM] [--snapshots] [--extended-l2] [--data-file] [--encrypted]
+ *               [--compact]
  *
  * --snapshots: meanwhile snapshots come and go, and between rounds one may be restored.
+ * --compact: meanwhile the image is compacted.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,6 +25,7 @@
 #include "base/error.h"
 #include "base/maths.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/compact.h"
 #include "format/qcow2/snapshot.h"
 #include "format/qcow2/walk.h"
 #include "format/raw/raw.h"
@@ -40,7 +43,7 @@
 static struct {
     int seed, seconds, cluster_bits, refcount_bits, threads, version, cache;
     gint64 size;
-    gboolean backing, direct, snapshots, extended_l2, data_file, encrypted;
+    gboolean backing, direct, snapshots, extended_l2, data_file, encrypted, compact;
     char *dir, *qemu_img;
 } opt = {.seed = 1,
          .seconds = 2,
@@ -65,7 +68,8 @@ static struct {
     struct model_sector *sectors;
     uint64_t size;
 } snapshots[SNAPSHOTS_MAX];
-static int n_snapshots, snapshots_made;
+static int n_snapshots, snapshots_made, compactions;
+static struct qcow2_compact_result compacted;
 
 static _Noreturn void die(const char *what, const GError *error)
 {
@@ -309,6 +313,12 @@ static void start_work(struct qv_work *work)
     qv_co_spawn(co_work, qv_container_of(work, struct worker, work));
 }
 
+/* Whether one more worker changes the image as a whole. */
+static bool has_changer(void)
+{
+    return opt.snapshots || opt.compact;
+}
+
 /* ---- snapshots ---- */
 
 static void co_snapshot_create(void)
@@ -356,13 +366,31 @@ static void co_snapshot_restore(void *arg)
     model_restore(&model, snapshots[i].sectors, snapshots[i].size);
 }
 
+static void co_compact(GRand *rand)
+{
+    struct qcow2_compact_opts how = {.step = (uint64_t)g_rand_int_range(rand, 1, 1 << 20),
+                                     .gentle = g_rand_boolean(rand)};
+    struct qcow2_compact_result result;
+    GError *error = NULL;
+
+    if (!qcow2_co_compact(node, &how, &result, &error)) {
+        die("compact", error);
+    }
+    compactions++;
+    compacted.zero += result.zero;
+    compacted.moved += result.moved;
+}
+
+/* What is done to the image besides requests. */
 static void co_snapshots(void *arg)
 {
     struct worker *w = arg;
 
     for (int i = g_rand_int_range(w->rand, 0, 3); i > 0; i--) {
         qv_co_sleep_ns(g_rand_int_range(w->rand, 1, 2000000));
-        if (n_snapshots < SNAPSHOTS_MAX && g_rand_int_range(w->rand, 0, 5) < 3) {
+        if (opt.compact && (!opt.snapshots || g_rand_boolean(w->rand))) {
+            co_compact(w->rand);
+        } else if (n_snapshots < SNAPSHOTS_MAX && g_rand_int_range(w->rand, 0, 5) < 3) {
             co_snapshot_create();
         } else if (n_snapshots > 0) {
             co_snapshot_delete(w->rand);
@@ -384,8 +412,8 @@ static void run_round(GRand *rand)
     int n = opt.threads * COROUTINES;
     struct worker *workers = g_new0(struct worker, (gsize)n + 1);
 
-    active = n + (opt.snapshots ? 1 : 0);
-    if (opt.snapshots) {
+    active = n + (has_changer() ? 1 : 0);
+    if (has_changer()) {
         workers[n].rand = g_rand_new_with_seed(g_rand_int(rand));
         workers[n].work.fn = start_snapshots;
         qv_thread_post(threads[opt.threads - 1], &workers[n].work);
@@ -400,7 +428,7 @@ static void run_round(GRand *rand)
         pthread_cond_wait(&idle, &lock);
     }
     pthread_mutex_unlock(&lock);
-    for (int i = 0; i < n + (opt.snapshots ? 1 : 0); i++) {
+    for (int i = 0; i < n + (has_changer() ? 1 : 0); i++) {
         g_rand_free(workers[i].rand);
     }
     g_free(workers);
@@ -462,8 +490,13 @@ static void run(void)
     qv_thread_run_co(threads[0], co_read_all, NULL);
     qv_thread_run_co(threads[0], co_close_and_check, NULL);
     qemu_check();
-    printf("%d rounds, %" PRIu64 " requests, %" PRIu64 " nonces\n", rounds, ops_done,
+    printf("%d rounds, %" PRIu64 " requests, %" PRIu64 " nonces", rounds, ops_done,
            enc_test_nonces_count());
+    if (opt.compact) {
+        printf(", %d compactions: %" PRIu64 " clusters dropped, %" PRIu64 " moved", compactions,
+               compacted.zero, compacted.moved);
+    }
+    printf("\n");
 }
 
 int main(int argc, char **argv)
@@ -481,6 +514,7 @@ int main(int argc, char **argv)
         {"dir", 0, 0, G_OPTION_ARG_FILENAME, &opt.dir, NULL, NULL},
         {"direct", 0, 0, G_OPTION_ARG_NONE, &opt.direct, NULL, NULL},
         {"snapshots", 0, 0, G_OPTION_ARG_NONE, &opt.snapshots, NULL, NULL},
+        {"compact", 0, 0, G_OPTION_ARG_NONE, &opt.compact, NULL, NULL},
         {"extended-l2", 0, 0, G_OPTION_ARG_NONE, &opt.extended_l2, NULL, NULL},
         {"encrypted", 0, 0, G_OPTION_ARG_NONE, &opt.encrypted, NULL, NULL},
         {"data-file", 0, 0, G_OPTION_ARG_NONE, &opt.data_file, NULL, NULL},
