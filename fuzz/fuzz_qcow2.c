@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Any bytes as a qcow2 file: checked, opened, read, written, its snapshots restored and deleted,
- * another one made, checked again. Nothing crashes, hangs or eats memory; opening read-only changes
- * nothing; what was free of corruption stays so.
+ * another one made, compacted, checked again; and repaired. Nothing crashes, hangs or eats memory;
+ * opening read-only changes nothing; what was free of corruption stays so; what is repaired is
+ * clean, and reads as before wherever it could be read; what cannot be is as it was.
  */
 #include <glib.h>
 #include <stdlib.h>
@@ -10,7 +11,9 @@
 
 #include "base/log.h"
 #include "base/maths.h"
+#include "format/qcow2/compact.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/repair.h"
 #include "format/qcow2/snapshot.h"
 #include "format/qcow2/walk.h"
 #include "format/raw/raw.h"
@@ -162,6 +165,55 @@ static void co_read_snapshot(struct mem_file *file, struct mem_file *backing)
     }
 }
 
+/* What can be read at some places of the disk: *@ok says where. */
+#define SAMPLES 5u
+static void co_sample(struct mem_file *file, struct mem_file *backing, char *buf, bool ok[SAMPLES])
+{
+    struct qv_node *node = co_open(file, backing, true);
+
+    for (unsigned i = 0; i < SAMPLES; i++) {
+        uint64_t len, at;
+
+        ok[i] = false;
+        if (node != NULL) {
+            at = place(node, i, &len);
+            len = qv_min_u64(len, 4096);
+            ok[i] = len > 0 && qv_co_pread(node, at, buf + i * PIECE, len) == 0;
+        }
+    }
+    qv_node_co_close_tree(node);
+}
+
+static void co_repair(const struct input *in, struct mem_file *backing)
+{
+    struct mem_file file = {.max = qv_max_u64(FILE_MAX, in->size * 4)};
+    g_autofree char *before = g_malloc0(SAMPLES * PIECE), *after = g_malloc0(SAMPLES * PIECE);
+    bool could[SAMPLES], can[SAMPLES];
+    struct qcow2_check found;
+    struct qv_node *node;
+    uint64_t left = 0;
+
+    mem_file_set(&file, in->data, in->size);
+    co_sample(&file, backing, before, could);
+    node = mem_node_new(&file, false);
+    if (qcow2_co_repair(node, &found, NULL, NULL, NULL)) {
+        qcow2_check_clear(&found);
+        g_assert_true(co_check(&file, &left));
+        g_assert_cmpuint(left, ==, 0);
+    } else {
+        g_assert_cmpuint(file.size, ==, in->size);
+    }
+    qv_node_co_close_tree(node);
+    co_sample(&file, backing, after, can);
+    for (unsigned i = 0; i < SAMPLES; i++) {
+        if (could[i]) {
+            g_assert_true(can[i]);
+            g_assert_true(memcmp(before + i * PIECE, after + i * PIECE, 4096) == 0);
+        }
+    }
+    mem_file_clear(&file);
+}
+
 static void co_fuzz(void *arg)
 {
     const struct input *in = arg;
@@ -187,11 +239,14 @@ static void co_fuzz(void *arg)
         co_read_snapshot(&file, below);
         g_assert_cmpuint(file.size, ==, in->size);
         g_assert_true(memcmp(file.data, in->data, in->size) == 0);
+        co_repair(in, below);
         node = co_open(&file, below, false);
         if (node != NULL) {
             co_read_some(node);
             co_write_some(node);
             co_snapshots(node);
+            (void)qcow2_co_compact(node, &(struct qcow2_compact_opts){.step = 65536}, NULL, NULL);
+            co_read_some(node);
             qv_node_co_close_tree(node);
             if (corruptions == 0) {
                 g_assert_true(co_check(&file, &after));
