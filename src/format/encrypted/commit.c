@@ -72,6 +72,7 @@ struct round {
     struct enc_image *enc;
     bool flush; /* somebody waits for durability */
     struct enc_waiter *waiters;
+    GPtrArray *all;      /* owns v */
     struct enc_slot **v; /* ascending by host */
     size_t n;
     GArray *cleared; /* goes into the first record */
@@ -128,7 +129,7 @@ static void take_shard(struct enc_image *enc, struct enc_shard *s, GPtrArray *ou
 
 /* Slots first, then what was cleared: a slot taken in the cluster's former life is dropped by now,
  * and one of its new life comes with its clearing. */
-static GPtrArray *take_all(struct round *r)
+static void take_all(struct round *r)
 {
     struct enc_image *enc = r->enc;
     GPtrArray *all = g_ptr_array_new();
@@ -144,7 +145,7 @@ static GPtrArray *take_all(struct round *r)
     g_ptr_array_sort(all, by_host);
     r->v = (struct enc_slot **)all->pdata;
     r->n = all->len;
-    return all;
+    r->all = all;
 }
 
 /* ---- writes ---- */
@@ -517,10 +518,10 @@ static bool any_over_data(const struct round *r)
 static int co_round(struct round *r)
 {
     struct enc_image *enc = r->enc;
-    g_autoptr(GPtrArray) all = take_all(r);
     bool dropped = false, place;
     int ret = 0;
 
+    take_all(r);
     /* Those of a former life of their cluster: nothing of them is written. */
     for (size_t i = 0; i < r->n; i++) {
         dropped |= r->v[i]->dropped;
@@ -548,6 +549,7 @@ static int co_round(struct round *r)
         ret = enc_co_sync(enc);
     }
     keep_cleared(r);
+    g_ptr_array_unref(r->all);
     if (ret == 0 && !r->failed && enc->log.live->len > 0) {
         enc->behind = false; /* what was, has been written again */
         enc->applied = enc->log.seq - 1;
