@@ -93,11 +93,10 @@ static struct disk_thread *disk_thread_new(struct qv_disk *disk, struct qv_threa
 
 static struct disk_thread *disk_thread(struct qv_disk *disk)
 {
-    struct qv_thread *self = qv_thread_self();
     struct disk_thread *dt =
-        atomic_load_explicit(&disk->threads[qv_thread_index(self)], memory_order_relaxed);
+        atomic_load_explicit(&disk->threads[qv_thread_self_index()], memory_order_relaxed);
 
-    return dt != NULL ? dt : disk_thread_new(disk, self);
+    return dt != NULL ? dt : disk_thread_new(disk, qv_thread_self());
 }
 
 /* Counters have one writer, so no read-modify-write is needed. */

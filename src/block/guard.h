@@ -37,7 +37,7 @@ void qv_guard_destroy(struct qv_guard *guard);
 /** qv_guard_enter - the request begins; returns the ticket for qv_guard_exit. I/O thread only. */
 static inline uint32_t qv_guard_enter(struct qv_guard *guard)
 {
-    struct qv_guard_slot *slot = &guard->slots[qv_thread_index(qv_thread_self())];
+    struct qv_guard_slot *slot = &guard->slots[qv_thread_self_index()];
     uint32_t phase = atomic_load_explicit(&guard->phase, memory_order_relaxed);
     uint32_t n = atomic_load_explicit(&slot->count[phase], memory_order_relaxed);
 
@@ -50,7 +50,7 @@ static inline uint32_t qv_guard_enter(struct qv_guard *guard)
 /** qv_guard_exit - the request has ended; same thread as the enter. */
 static inline void qv_guard_exit(struct qv_guard *guard, uint32_t ticket)
 {
-    struct qv_guard_slot *slot = &guard->slots[qv_thread_index(qv_thread_self())];
+    struct qv_guard_slot *slot = &guard->slots[qv_thread_self_index()];
     uint32_t n = atomic_load_explicit(&slot->count[ticket], memory_order_relaxed);
 
     atomic_store_explicit(&slot->count[ticket], n - 1, memory_order_release);

@@ -60,7 +60,7 @@ struct qv_io *qv_io_alloc(void)
     }
     pool.free = io->next;
     pool.count--;
-    *io = (struct qv_io){0};
+    qv_io_init(io);
     return io;
 }
 

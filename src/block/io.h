@@ -12,7 +12,9 @@
 #define QV_BLOCK_IO_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/uio.h>
 
 #include "io/engine.h"
@@ -70,17 +72,22 @@ struct qv_io {
     int64_t started_ns;                   /* disk: for the latency histogram; 0: not measured */
     struct qv_disk *disk;                 /* disk: set while it is in the disk's books */
     void (*owner_done)(struct qv_io *io); /* disk: the submitter's done */
-    uint64_t done_bytes;                  /* file: progress of short transfers */
-    void *bounce;                         /* file: aligned buffer, or NULL */
-    struct qv_kio kio;                    /* file: the kernel's part */
+    struct qv_kio kio; /* file: the kernel's part, which it sets as a whole; must come last */
 };
+
+/** qv_io_init - zeroes @io but the kernel's part, which needs none: two thirds of the bytes, at
+ * some hundred thousand requests a second. Any thread. */
+static inline void qv_io_init(struct qv_io *io)
+{
+    memset(io, 0, offsetof(struct qv_io, kio));
+}
 
 /** qv_io_complete - sets the result and calls done: the one way a request ends. @result: 0 or
  * -errno. */
 void qv_io_complete(struct qv_io *io, int result);
 
 /**
- * qv_io_alloc / qv_io_release - a zeroed request from the thread's pool; release on the same
+ * qv_io_alloc / qv_io_release - an initialised request from the thread's pool; release on the same
  * thread. I/O thread only. For child requests of nodes; never fails.
  */
 struct qv_io *qv_io_alloc(void);

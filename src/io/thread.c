@@ -32,6 +32,7 @@
 #define POST_ROUNDS 16
 
 __thread struct qv_thread *qv_thread_current;
+__thread unsigned qv_thread_own_index;
 
 /*
  * Living threads by index. The eventfd of an index is kept open for the next thread of that index:
@@ -275,6 +276,7 @@ static void *thread_main(void *arg)
     struct qv_thread *thread = start->thread;
 
     qv_thread_current = thread;
+    qv_thread_own_index = thread->index;
     pthread_setname_np(pthread_self(), thread->name);
     start->ok = open_loop(thread, start->error);
     if (!start->ok) {

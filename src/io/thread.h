@@ -41,6 +41,16 @@ struct qv_thread *qv_thread_self(void);
  * thread. */
 unsigned qv_thread_index(const struct qv_thread *thread);
 
+/** qv_thread_self_index - the index of the I/O thread this code runs on. I/O thread only; inline,
+ * for what is done with every request. */
+extern __thread unsigned qv_thread_own_index
+    __attribute__((tls_model("initial-exec"), visibility("hidden")));
+
+static inline unsigned qv_thread_self_index(void)
+{
+    return qv_thread_own_index;
+}
+
 /** qv_thread_pin - restricts the thread to one CPU; false when the kernel refuses. Any thread. */
 bool qv_thread_pin(struct qv_thread *thread, unsigned cpu);
 

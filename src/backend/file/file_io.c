@@ -523,14 +523,19 @@ static void transfer_done(struct qv_kio *kio, int64_t result)
 
 static void submit_transfer(struct file_node *file, struct qv_io *io)
 {
-    io->kio = (struct qv_kio){.op = io->op == QV_OP_READ ? QV_KIO_READV : QV_KIO_WRITEV,
-                              .dsync = io->op == QV_OP_WRITE && (io->flags & QV_IO_FUA) != 0,
-                              .file = &file->kfile,
-                              .iov = io->iov,
-                              .iovcnt = MIN(io->iovcnt, FILE_IOV_MAX),
-                              .offset = io->offset,
-                              .len = io->len,
-                              .done = transfer_done};
+    struct qv_kio *kio = &io->kio;
+
+    /* Field by field: the engine's own part need not be cleared. */
+    kio->op = io->op == QV_OP_READ ? QV_KIO_READV : QV_KIO_WRITEV;
+    kio->dsync = io->op == QV_OP_WRITE && (io->flags & QV_IO_FUA) != 0;
+    kio->falloc_mode = 0;
+    kio->file = &file->kfile;
+    kio->iov = io->iov;
+    kio->iovcnt = MIN(io->iovcnt, FILE_IOV_MAX);
+    kio->offset = io->offset;
+    kio->len = io->len;
+    kio->done = transfer_done;
+    kio->next = NULL;
     qv_kio_submit(file->engine, &io->kio);
 }
 

@@ -112,7 +112,7 @@ void nvme_io_submit(struct nvme_req *req, enum qv_op op, uint32_t flags, uint64_
 {
     struct qv_disk *disk = req->ns->disk;
 
-    memset(&req->io, 0, sizeof(req->io));
+    qv_io_init(&req->io);
     req->io.op = op;
     req->io.flags = flags;
     req->io.offset = offset;

@@ -76,8 +76,7 @@ static void io_done(struct qv_io *io)
 static void submit(struct vblk_req *req, enum qv_op op, uint32_t flags, uint64_t offset,
                    uint64_t len)
 {
-    /* This part of the request must be zero; the rest is. */
-    memset(&req->io, 0, sizeof(req->io));
+    qv_io_init(&req->io);
     req->io.op = op;
     req->io.flags = flags;
     req->io.offset = offset;
