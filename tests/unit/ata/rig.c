@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "rig.h"
 
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -64,16 +65,33 @@ void rig_destroy(struct rig *r)
     qv_fake_vm_destroy(&r->vm);
 }
 
-static void nothing(void *arg)
+struct barrier {
+    struct qv_work work;
+    atomic_uint passed;
+};
+
+static void barrier_work(struct qv_work *work)
 {
+    atomic_store(&qv_container_of(work, struct barrier, work)->passed, 1);
+}
+
+static void barrier_defer(void *arg)
+{
+    qv_thread_defer(&((struct barrier *)arg)->work);
 }
 
 void rig_call(struct rig *r, void (*fn)(void *arg), void *arg)
 {
     qv_thread_call(r->thread, fn, arg);
-    /* Twice: what the call deferred or posted has run by then. */
-    qv_thread_call(r->thread, nothing, NULL);
-    qv_thread_call(r->thread, nothing, NULL);
+    /* What the call deferred has run by the end of its turn; some rounds for what that deferred. */
+    for (int i = 0; i < 3; i++) {
+        struct barrier b = {.work = {.fn = barrier_work}};
+
+        qv_thread_call(r->thread, barrier_defer, &b);
+        while (!atomic_load(&b.passed)) {
+            sched_yield();
+        }
+    }
 }
 
 /* ---- registers ---- */
