@@ -292,7 +292,9 @@ uint8_t *trace_crash(const struct trace *t, const uint8_t *base, uint64_t base_s
     uint8_t *mem = g_malloc0(t->max);
     uint64_t until = durable_until(t, when);
 
-    memcpy(mem, base, base_size);
+    if (base_size > 0) {
+        memcpy(mem, base, base_size);
+    }
     *size = base_size;
     for (guint i = 0; i < t->log->len; i++) {
         const struct trace_entry *e = g_ptr_array_index(t->log, i);

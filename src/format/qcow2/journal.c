@@ -190,6 +190,37 @@ static int co_apply(struct qcow2_image *img, const struct record *record)
     return 0;
 }
 
+static const struct record *record_at(const struct qcow2_journal *journal, uint64_t at)
+{
+    return &journal->shared->records[at % JOURNAL_RECORDS];
+}
+
+/*
+ * Only the last record of each cluster counts. Those before it may be done already, by a process
+ * that was killed while it took over: to do them again would free what the last one maps. Clusters
+ * that were mapped only in between leak.
+ */
+static int co_apply_last(struct qcow2_image *img)
+{
+    struct qcow2_journal *journal = img->journal;
+    /* Of guest clusters, numbers of records + 1. */
+    g_autoptr(GHashTable) last = g_hash_table_new(g_direct_hash, g_direct_equal);
+    int ret = 0;
+
+    for (uint64_t at = journal->tail; at < journal->head; at++) {
+        g_hash_table_insert(last, (void *)(uintptr_t)record_at(journal, at)->cluster,
+                            (void *)(uintptr_t)(at + 1));
+    }
+    for (uint64_t at = journal->tail; at < journal->head && ret == 0; at++) {
+        struct record record = *record_at(journal, at);
+
+        if ((uintptr_t)g_hash_table_lookup(last, (void *)(uintptr_t)record.cluster) == at + 1) {
+            ret = co_apply(img, &record);
+        }
+    }
+    return ret;
+}
+
 bool qcow2_journal_co_replay(struct qcow2_image *img, GError **error)
 {
     struct qcow2_journal *journal = img->journal;
@@ -204,11 +235,7 @@ bool qcow2_journal_co_replay(struct qcow2_image *img, GError **error)
                        "writes that were completed are lost: the journal had no room for them");
     }
     journal->paused = true;
-    for (uint64_t at = journal->tail; at < journal->head && ret == 0; at++) {
-        struct record record = journal->shared->records[at % JOURNAL_RECORDS];
-
-        ret = co_apply(img, &record);
-    }
+    ret = co_apply_last(img);
     journal->paused = false;
     ret = ret != 0 ? ret : qcow2_co_write_back(img);
     if (ret != 0) {

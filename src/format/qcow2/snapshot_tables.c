@@ -227,16 +227,14 @@ int qcow2_pass_own(struct qcow2_pass *pass, uint64_t i, uint64_t *table)
     bool changed, adopted;
     int ret = qcow2_shadow_co_get(s, old >> s->img->cluster_bits, &refs);
 
-    if (ret != 0 || refs != 1) {
-        pass->out[i] = old;
-        return ret;
-    }
-    ret = co_set_flags(s, table, &changed);
+    ret = ret != 0 ? ret : co_set_flags(s, table, &changed);
     if (ret != 0) {
         return ret;
     }
+    /* All that a shared table refers to counts more than once, so it has no flags. Where it has,
+     * some of those who share it are gone: a crash has left their references behind. */
     if (!changed) {
-        pass->out[i] = old | QCOW2_OFLAG_COPIED;
+        pass->out[i] = refs == 1 ? old | QCOW2_OFLAG_COPIED : old;
         return 0;
     }
     qcow2_shadow_drop(s, old >> s->img->cluster_bits, 1);

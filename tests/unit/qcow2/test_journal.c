@@ -21,6 +21,7 @@
 
 #include "backend/file/file.h"
 #include "base/error.h"
+#include "filter/faults/faults.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/qcow2_int.h"
 #include "io/coroutine.h"
@@ -203,6 +204,94 @@ static void test_completed_writes_survive_the_process(void **state)
     close(env.journal_fd);
 }
 
+/* ---- taking over may fail half-way, and begin anew ---- */
+
+/* One cluster after the other for the same place, none of them flushed. */
+static void co_remap(void *arg)
+{
+    struct env *env = arg;
+    char buf[4096];
+
+    co_open(env);
+    assert_true(env->opened);
+    for (int i = 1; i <= 3; i++) {
+        memset(buf, i, sizeof(buf));
+        assert_int_equal(qv_co_pwrite(env->node, 0, buf, sizeof(buf)), 0);
+        if (i < 3) {
+            assert_int_equal(qv_co_discard(env->node, 0, sizeof(buf)), 0);
+        }
+    }
+}
+
+/* Flush number @nth and all after it fail. */
+static bool co_take_over(struct env *env, uint64_t nth)
+{
+    struct qv_file_opts file_opts = {.name = "t", .engine = QV_ENGINE_URING};
+    struct qcow2_open_opts opts = {.name = "t", .journal_fd = env->journal_fd};
+    struct qv_faults faults = {.kinds = 1u << QV_OP_FLUSH, .all_after = true, .error = EIO};
+    struct qv_node *file = NULL, *node = NULL;
+    bool ok;
+
+    assert_true(qv_file_new(open(path, O_RDWR | O_CLOEXEC), &file_opts, &file, NULL));
+    qv_faults_arm(&faults, nth);
+    ok = qcow2_co_open(qv_faults_new(file, &faults), &opts, &node, NULL);
+    if (ok) {
+        qv_faults_arm(&faults, 0);
+        assert_int_equal(qv_node_co_close_tree(node), 0);
+    }
+    return ok;
+}
+
+static void co_take_over_often(void *arg)
+{
+    struct env *env = arg;
+    struct qcow2_check check = {0};
+    uint64_t nth = 1;
+    char buf[4096], fill[4096];
+
+    while (!co_take_over(env, nth)) {
+        assert_true(++nth < 20);
+    }
+    assert_true(nth > 1); /* it failed at least once */
+    co_open(env);
+    assert_true(env->opened);
+    memset(fill, 9, sizeof(fill));
+    for (uint64_t i = 1; i < 64; i++) { /* what was freed by mistake is used now */
+        assert_int_equal(qv_co_pwrite(env->node, i * 4096, fill, sizeof(fill)), 0);
+    }
+    assert_int_equal(qv_co_flush(env->node), 0);
+    assert_int_equal(qv_co_pread(env->node, 0, buf, sizeof(buf)), 0);
+    for (size_t i = 0; i < sizeof(buf); i++) {
+        assert_int_equal(buf[i], 3);
+    }
+    assert_int_equal(qv_node_co_close_tree(env->node), 0);
+    co_open(env);
+    assert_true(env->opened);
+    assert_true(qcow2_co_check(env->node, &check, NULL, NULL, NULL));
+    assert_int_equal(check.corruptions, 0);
+    qcow2_check_clear(&check);
+    assert_int_equal(qv_node_co_close_tree(env->node), 0);
+}
+
+static void test_taking_over_again_and_again(void **state)
+{
+    struct env env = {.journal_fd = memfd_create("journal", MFD_CLOEXEC)};
+    pid_t pid;
+
+    (void)state;
+    in_thread(co_create, &env);
+    pid = fork();
+    if (pid == 0) {
+        struct qv_thread *thread = qv_thread_new("child", NULL);
+
+        qv_thread_run_co(thread, co_remap, &env);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    in_thread(co_take_over_often, &env);
+    close(env.journal_fd);
+}
+
 /* ---- what the journal holds is not trusted ---- */
 
 static void co_write_one(void *arg)
@@ -266,6 +355,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_completed_writes_survive_the_process),
+        cmocka_unit_test(test_taking_over_again_and_again),
         cmocka_unit_test(test_a_forged_record_is_refused),
     };
     int fd = g_mkstemp(path);
