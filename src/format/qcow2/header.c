@@ -284,14 +284,14 @@ static bool parse_extensions(const uint8_t *buf, uint64_t end, struct qcow2_head
         memcpy(&d, buf + pos, sizeof(d));
         pos += sizeof(d);
         len = qv_be32_get(d.len);
-        if (qv_be32_get(d.type) == QCOW2_EXT_END) {
-            return true;
-        }
         if (len > end - pos) {
             return qv_fail(error, QV_ERROR_CORRUPT,
                            "header extension 0x%" PRIx32 " at %" PRIu64 " is too long (%" PRIu32
                            " bytes)",
                            qv_be32_get(d.type), pos - sizeof(d), len);
+        }
+        if (qv_be32_get(d.type) == QCOW2_EXT_END) {
+            return true; /* its length was looked at as well: QEMU does */
         }
         /* The last extension before the backing name need not be padded. */
         padded = qv_min_u64(qv_align_up(len, 8), end - pos);
