@@ -109,7 +109,7 @@ static void stopped(struct nvme_group *g)
     c->stop_done = true; /* nvme_ctrl_progress follows */
 }
 
-void nvme_ctrl_disable(struct nvme_ctrl *c)
+static void stop(struct nvme_ctrl *c)
 {
     if (c->state == NVME_STOPPING) {
         return;
@@ -118,6 +118,15 @@ void nvme_ctrl_disable(struct nvme_ctrl *c)
     c->stop_done = false;
     nvme_events_reset(c);
     nvme_order_all(nvme_group_new(c, stopped), NVME_ORDER_STOP);
+}
+
+void nvme_ctrl_disable(struct nvme_ctrl *c)
+{
+    if (c->state == NVME_DISABLED) {
+        atomic_store(&c->shared.fatal, false); /* it could not be enabled */
+        return;
+    }
+    stop(c);
 }
 
 /* Everything of before has ended. */
@@ -179,7 +188,7 @@ static void model_reset(struct qv_pci_function *fn)
     atomic_store(&c->shared.dma, false);
     atomic_store(&c->shared.paused, false);
     c->power_cycles++;
-    nvme_ctrl_disable(c);
+    stop(c); /* also when it is off: nothing of before may run on any worker afterwards */
 }
 
 /* ---- shutdown: 7.6.2 ---- */
