@@ -221,7 +221,7 @@ static void start(void *arg)
         put_read(q, (uint16_t)i);
     }
     q->in_flight = b.depth;
-    b.shadow[2 * q->id] = q->tail;
+    b.shadow[(size_t)2 * q->id] = q->tail;
     ring_doorbell(2 * q->id, q->tail);
     qv_thread_defer(&q->work);
 }
@@ -382,14 +382,19 @@ static double cpu_seconds(void)
            (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
 }
 
+static unsigned number(const char *text, unsigned max)
+{
+    return (unsigned)CLAMP(strtoul(text, NULL, 10), 1, max);
+}
+
 int main(int argc, char **argv)
 {
     double seconds = argc > 4 ? strtod(argv[4], NULL) : 2, cpu;
     uint64_t ops = 0, rings = 0, errors = 0;
     int64_t began;
 
-    b.queues = argc > 2 ? CLAMP((unsigned)atoi(argv[2]), 1, QUEUES_MAX) : 1;
-    b.depth = argc > 3 ? CLAMP((unsigned)atoi(argv[3]), 1, ENTRIES - 1) : 64;
+    b.queues = argc > 2 ? number(argv[2], QUEUES_MAX) : 1;
+    b.depth = argc > 3 ? number(argv[3], ENTRIES - 1) : 64;
     set_up(argc > 1 ? argv[1] : "-");
     began = qv_now_ns();
     cpu = cpu_seconds();

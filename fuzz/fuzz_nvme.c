@@ -176,8 +176,9 @@ static void step(void *arg)
     }
     case 6: { /* any memory */
         uint64_t at = take(3) % GUEST_SIZE;
-        size_t len = MIN(MIN(take(1), f.in.left), GUEST_SIZE - at);
+        size_t len = take(1);
 
+        len = MIN(MIN(len, f.in.left), GUEST_SIZE - at);
         memcpy(f.host + at, f.in.at, len);
         f.in.at += len;
         f.in.left -= len;

@@ -94,7 +94,7 @@ void nvme_create_cq(struct nvme_req *req)
     c->q[qid].cq = c->q[qid].cq_busy = true;
     c->q[qid].cq_size = size;
     c->q[qid].users = 0;
-    atomic_store(&c->db[2 * qid + 1], 0);
+    atomic_store(nvme_db(c, 2 * qid + 1), 0);
     o = nvme_order_new(group_for(req, cq_created), c->worker_of[qid], NVME_ORDER_CQ_ADD);
     o->qid = (uint16_t)qid;
     o->size = size;
@@ -177,7 +177,7 @@ void nvme_create_sq(struct nvme_req *req)
     c->q[qid].sq_size = size;
     c->q[qid].cqid = (uint16_t)cqid;
     c->q[cqid].users++;
-    atomic_store(&c->db[2 * qid], 0);
+    atomic_store(nvme_db(c, 2 * qid), 0);
     /* It runs where its CQ is. */
     o = nvme_order_new(group_for(req, sq_created), c->worker_of[cqid], NVME_ORDER_SQ_ADD);
     o->qid = (uint16_t)qid;

@@ -71,8 +71,8 @@ static void start_admin(struct nvme_ctrl *c)
         .worker = c->workers[0], .base = c->acq, .size = (c->aqa >> 16 & 0xfff) + 1, .ien = true};
     struct nvme_order sq = {.worker = c->workers[0], .base = c->asq, .size = (c->aqa & 0xfff) + 1};
 
-    atomic_store(&c->db[0], 0);
-    atomic_store(&c->db[1], 0);
+    atomic_store(nvme_db(c, 0), 0);
+    atomic_store(nvme_db(c, 1), 0);
     c->q[0] = (struct nvme_qinfo){
         .sq = true, .cq = true, .users = 1, .sq_size = sq.size, .cq_size = cq.size};
     nvme_cq_start(&c->cqs[0], &cq);
@@ -138,7 +138,7 @@ static void now_disabled(struct nvme_ctrl *c)
     c->dbbuf_shadow = c->dbbuf_event = 0;
     memset(c->q, 0, sizeof(c->q));
     for (unsigned i = 0; i < 2 * NVME_QIDS; i++) {
-        atomic_store(&c->db[i], 0);
+        atomic_store(nvme_db(c, i), 0);
     }
     atomic_store(&c->shared.fatal, false);
     nvme_events_reset(c);

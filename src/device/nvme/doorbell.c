@@ -36,7 +36,7 @@ static bool doorbell_value(struct nvme_worker *w, unsigned index, uint64_t shado
     const uint32_t *slot;
 
     if (shadow == 0) {
-        *out = atomic_load_explicit(&w->ctrl->db[index], memory_order_acquire) & 0xffff;
+        *out = atomic_load_explicit(nvme_db(w->ctrl, index), memory_order_acquire) & 0xffff;
         return true;
     }
     slot = qv_guest_view_ptr(w->view, shadow, sizeof(*slot), false);
@@ -75,14 +75,14 @@ uint32_t nvme_sq_tail(struct nvme_sq *sq)
 
 uint32_t nvme_cq_head(struct nvme_cq *cq)
 {
-    uint32_t value, moved, out;
+    uint32_t value;
 
     if (!doorbell_value(cq->worker, 2u * cq->id + 1, cq->shadow, &value)) {
         return cq->head;
     }
     if (value < cq->size) {
-        moved = value >= cq->head ? value - cq->head : value + cq->size - cq->head;
-        out = cq->tail >= cq->head ? cq->tail - cq->head : cq->tail + cq->size - cq->head;
+        uint32_t moved = value >= cq->head ? value - cq->head : value + cq->size - cq->head;
+        uint32_t out = cq->tail >= cq->head ? cq->tail - cq->head : cq->tail + cq->size - cq->head;
         if (moved <= out) {
             return value;
         }
@@ -128,10 +128,10 @@ void nvme_sq_shadow(struct nvme_sq *sq, uint64_t shadows, uint64_t events, bool 
 {
     sq->shadow = sq->event = 0;
     if (shadows != 0 && sq->id != 0) {
-        sq->shadow = shadows + 8u * sq->id;
-        sq->event = events + 8u * sq->id;
+        sq->shadow = shadows + UINT64_C(8) * sq->id;
+        sq->event = events + UINT64_C(8) * sq->id;
         if (fresh) {
-            store(sq->worker, sq->shadow, atomic_load(&sq->ctrl->db[2u * sq->id]));
+            store(sq->worker, sq->shadow, atomic_load(nvme_db(sq->ctrl, 2u * sq->id)));
         }
         nvme_sq_run(sq); /* it will be armed */
     }
@@ -141,10 +141,10 @@ void nvme_cq_shadow(struct nvme_cq *cq, uint64_t shadows, uint64_t events, bool 
 {
     cq->shadow = cq->event = 0;
     if (shadows != 0 && cq->id != 0) {
-        cq->shadow = shadows + 8u * cq->id + 4u;
-        cq->event = events + 8u * cq->id + 4u;
+        cq->shadow = shadows + UINT64_C(8) * cq->id + 4;
+        cq->event = events + UINT64_C(8) * cq->id + 4;
         if (fresh) {
-            store(cq->worker, cq->shadow, atomic_load(&cq->ctrl->db[2u * cq->id + 1]));
+            store(cq->worker, cq->shadow, atomic_load(nvme_db(cq->ctrl, 2u * cq->id + 1)));
         }
         if (atomic_load(&cq->wants_kick)) {
             nvme_cq_arm(cq);

@@ -285,7 +285,7 @@ static unsigned fill_ctrl_list(struct nvme_req *req, uint8_t *buf)
             return NVME_OK;
         }
     }
-    if (dw10 >> 16 <= NVME_CNTLID) {
+    if (dw10 >> 16 == NVME_CNTLID) { /* it lists those from there on; ours is the lowest */
         put16(buf, 0, 1);
         put16(buf, 2, NVME_CNTLID);
     }

@@ -42,7 +42,7 @@ static unsigned log_error(struct nvme_ctrl *c, uint8_t *buf)
     pthread_mutex_lock(&c->shared.lock);
     for (unsigned i = 0; i < n && i < c->error_count; i++) {
         const struct nvme_error_entry *e = &c->errors[(c->error_count - 1 - i) % n];
-        uint8_t *to = buf + 64 * i;
+        uint8_t *to = buf + 64 * (size_t)i;
 
         put(to, 0, e->count, 8);
         put(to, 8, e->sqid, 2);

@@ -48,7 +48,7 @@
 /* Blocks of one worker lent out at once. */
 #define NVME_BLOCKS_MAX 64u
 /* Compare and Verify read in pieces of this size; buffers of one worker lent out at once. */
-#define NVME_BOUNCE     (128u * 1024u)
+#define NVME_BOUNCE     (UINT64_C(128) * 1024)
 #define NVME_BOUNCE_MAX 16u
 /* Commands taken from one queue before others get their turn. */
 #define NVME_BUDGET 256u
@@ -547,6 +547,13 @@ bool nvme_load(struct qv_pci_function *fn, const uint8_t *bytes, size_t len, GEr
 static inline struct nvme_ctrl *nvme_of(struct qv_pci_function *fn)
 {
     return qv_pci_model(fn);
+}
+
+/** nvme_db - a doorbell: @index is 2 * qid for the tail of an SQ, and 1 more for the head of a CQ.
+ */
+static inline _Atomic uint32_t *nvme_db(const struct nvme_ctrl *c, unsigned index)
+{
+    return &c->db[index];
 }
 
 #endif

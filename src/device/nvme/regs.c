@@ -181,7 +181,7 @@ static void doorbell(struct nvme_ctrl *c, uint64_t offset, uint64_t value)
         nvme_event(c, NVME_EVENT_ERROR, NVME_EVENT_ERROR_DOORBELL, NVME_LOG_SUPPORTED_ERROR);
         return;
     }
-    atomic_store(&c->db[index], (uint32_t)value & 0xffff);
+    atomic_store(nvme_db(c, index), (uint32_t)value & 0xffff);
     if (is_cq) {
         kick_cq(c, qid);
     } else {

@@ -60,7 +60,6 @@ struct saved {
     uint64_t asq, acq;
     bool enabled, fatal, has_cache, temp_warned;
     struct nvme_features feat;
-    uint64_t timestamp_ms; /* now */
     uint64_t no_coalesce[2];
     uint64_t dbbuf_shadow, dbbuf_event;
     uint32_t aer_count;
@@ -173,7 +172,7 @@ static void put_queue(const struct nvme_ctrl *c, unsigned qid, GByteArray *out)
         put(out, cq->size, 4);
         put(out, cq->head, 4);
         put(out, cq->tail, 4);
-        put(out, atomic_load(&c->db[2 * qid + 1]), 4);
+        put(out, atomic_load(nvme_db(c, 2 * qid + 1)), 4);
         put(out, cq->vector, 2);
         put(out, cq->phase, 1);
         put(out, cq->ien, 1);
@@ -182,7 +181,7 @@ static void put_queue(const struct nvme_ctrl *c, unsigned qid, GByteArray *out)
         put(out, sq->base, 8);
         put(out, sq->size, 4);
         put(out, sq->head, 4);
-        put(out, atomic_load(&c->db[2 * qid]), 4);
+        put(out, atomic_load(nvme_db(c, 2 * qid)), 4);
         put(out, c->q[qid].cqid, 2);
         put(out, sq->taken, 4);
         put_kept(sq->cq->waiting, sq, true, out);
@@ -399,7 +398,7 @@ static void apply_cq(struct nvme_group *g, const struct saved_queue *q, unsigned
 
     c->q[qid].cq = true;
     c->q[qid].cq_size = q->cq_size;
-    atomic_store(&c->db[2 * qid + 1], q->db_head);
+    atomic_store(nvme_db(c, 2 * qid + 1), q->db_head);
     o->qid = (uint16_t)qid;
     o->restored = true;
     o->base = q->cq_base;
@@ -423,7 +422,7 @@ static void apply_sq(struct nvme_group *g, struct saved_queue *q, unsigned qid)
     c->q[qid].sq_size = q->sq_size;
     c->q[qid].cqid = q->cqid;
     c->q[q->cqid].users++;
-    atomic_store(&c->db[2 * qid], q->db_tail);
+    atomic_store(nvme_db(c, 2 * qid), q->db_tail);
     o->qid = (uint16_t)qid;
     o->cqid = q->cqid;
     o->restored = true;

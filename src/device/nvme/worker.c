@@ -298,6 +298,7 @@ static bool abort_command(struct nvme_worker *w, const struct nvme_order *o)
 {
     struct nvme_sq *sq = &w->ctrl->sqs[o->qid];
     struct nvme_req *found = NULL;
+    struct qv_disk *disk = NULL;
 
     for (struct nvme_chunk *chunk = w->chunks; chunk != NULL; chunk = chunk->next) {
         for (unsigned i = 0; i < NVME_REQS_CHUNK; i++) {
@@ -306,6 +307,7 @@ static bool abort_command(struct nvme_worker *w, const struct nvme_order *o)
             if (req->busy && req->sq == sq && req->ns != NULL &&
                 qv_le16_get(req->sqe.cid) == o->cid) {
                 found = req;
+                disk = req->ns->disk;
             }
         }
     }
@@ -313,7 +315,7 @@ static bool abort_command(struct nvme_worker *w, const struct nvme_order *o)
         return false;
     }
     found->aborted = true;
-    qv_disk_cancel_kept(found->ns->disk, cancel_match, w);
+    qv_disk_cancel_kept(disk, cancel_match, w);
     if (found->busy && found->ns != NULL) {
         found->aborted = false; /* it goes on */
         return false;
