@@ -57,7 +57,7 @@ bool qv_vm_disk_attach(struct qv_catalog *catalog, const char *name, json_t *dis
 {
     QV_CLEANUP(vm_place_clear) struct vm_place place = VM_PLACE_NONE;
     QV_CLEANUP(qv_vm_config_freep) struct qv_vm_config *there = NULL;
-    g_autoptr(json_t) owned = disk;
+    g_autoptr(json_t) owned G_GNUC_UNUSED = disk;
     bool runs;
 
     if (!qv_catalog_vm_load(catalog, name, &there, error)) {
