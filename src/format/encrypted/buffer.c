@@ -10,32 +10,45 @@
 
 #define SLOTS_MIN 64u
 
-bool enc_buffer_init(struct enc_image *enc, uint64_t bytes, GError **error)
+static bool own_memory(struct enc_image *enc, uint64_t n, GError **error)
 {
-    uint64_t n = qv_max_u64(bytes / ENC_SECTOR, SLOTS_MIN);
     void *arena =
         mmap(NULL, n * ENC_SECTOR, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-    pthread_mutex_init(&enc->pool_lock, NULL);
     if (arena == MAP_FAILED) {
         return qv_fail_errno(error, errno, "the write buffer");
     }
     enc->arena = arena;
+    return true;
+}
+
+bool enc_buffer_init(struct enc_image *enc, uint64_t bytes, int fd, GError **error)
+{
+    uint64_t n = qv_max_u64(bytes / ENC_SECTOR, SLOTS_MIN);
+
+    pthread_mutex_init(&enc->pool_lock, NULL);
+    if (fd > 0 ? !enc_share_open(enc, fd, n, error) : !own_memory(enc, n, error)) {
+        return false;
+    }
     enc->n_slots = n;
     enc->pool = g_new0(struct enc_slot, n);
-    for (uint64_t i = 0; i < n; i++) {
-        struct enc_slot *slot = &enc->pool[n - 1 - i];
+    for (uint64_t k = n; k-- > 0;) {
+        struct enc_slot *slot = &enc->pool[k];
 
-        slot->data = enc->arena + (n - 1 - i) * ENC_SECTOR;
-        slot->next = enc->free_slots;
-        enc->free_slots = slot;
+        slot->data = enc->arena + k * ENC_SECTOR;
+        if (!enc_share_used(enc, k)) {
+            slot->next = enc->free_slots;
+            enc->free_slots = slot;
+        }
     }
     return true;
 }
 
 void enc_buffer_free(struct enc_image *enc)
 {
-    if (enc->arena != NULL) {
+    if (enc->shared != NULL) {
+        enc_share_close(enc);
+    } else if (enc->arena != NULL) {
         munmap(enc->arena, enc->n_slots * ENC_SECTOR);
     }
     g_free(enc->pool);
@@ -131,6 +144,7 @@ bool enc_slot_remove(struct enc_image *enc, struct enc_shard *s, struct enc_page
     if (!committing) {
         dirty_remove(enc, s, slot);
     }
+    enc_share_drop(enc, slot);
     p->slot[i] = NULL;
     p->n_slots--;
     enc_slot_unref(enc, slot);
@@ -142,6 +156,7 @@ void enc_slot_put(struct enc_image *enc, struct enc_shard *s, struct enc_page *p
 {
     unsigned i = (unsigned)ENC_INDEX_OF(slot->host);
 
+    enc_share_put(enc, slot); /* before what it replaces goes */
     (void)enc_slot_remove(enc, s, p, i);
     p->slot[i] = slot;
     p->n_slots++;

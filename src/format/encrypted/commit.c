@@ -76,6 +76,7 @@ struct round {
     struct enc_slot **v; /* ascending by host */
     size_t n;
     GArray *cleared; /* goes into the first record */
+    uint64_t mark;   /* of cleared: see enc_share_mark */
     int result;
     bool failed; /* some sector of it is not in its place */
 };
@@ -140,6 +141,7 @@ static void take_all(struct round *r)
     }
     pthread_mutex_lock(&enc->commit.lock);
     r->cleared = enc->commit.cleared;
+    r->mark = enc_share_mark(enc);
     enc->commit.cleared = cleared;
     pthread_mutex_unlock(&enc->commit.lock);
     g_ptr_array_sort(all, by_host);
@@ -501,6 +503,8 @@ static void keep_cleared(struct round *r)
         pthread_mutex_lock(&enc->commit.lock);
         g_array_prepend_vals(enc->commit.cleared, r->cleared->data, r->cleared->len);
         pthread_mutex_unlock(&enc->commit.lock);
+    } else {
+        enc_share_logged(enc, r->mark);
     }
     g_array_unref(r->cleared);
 }

@@ -650,28 +650,59 @@ static int co_clear_page(struct enc_image *enc, uint64_t host, uint64_t n, bool 
     return 0;
 }
 
+static int co_clear_range(struct enc_image *enc, uint64_t host, uint64_t count, bool *any,
+                          bool *wait)
+{
+    int ret = 0;
+
+    for (uint64_t h = host, n; h < host + count && ret == 0; h += n) {
+        n = qv_min_u64(host + count - h, ENC_PAGE_ENTRIES - ENC_INDEX_OF(h));
+        if (enc_page_has_block(enc, ENC_PAGE_OF(h))) {
+            ret = co_clear_page(enc, h, n, any, wait);
+        }
+    }
+    return ret;
+}
+
+int enc_co_clear_sectors(struct enc_image *enc, uint64_t host, uint64_t count)
+{
+    bool any = false, wait = false;
+
+    return co_clear_range(enc, host, count, &any, &wait);
+}
+
+/* Into the next record of the log. */
+static int co_note_cleared(struct enc_image *enc, uint64_t host, uint64_t count)
+{
+    struct enc_cleared c = {host, count};
+    bool noted = false;
+    int ret = 0;
+
+    while (!noted && ret == 0) {
+        pthread_mutex_lock(&enc->commit.lock);
+        noted = enc_share_cleared(enc, &c);
+        if (noted) {
+            g_array_append_val(enc->commit.cleared, c);
+        }
+        pthread_mutex_unlock(&enc->commit.lock);
+        if (!noted) {
+            ret = enc_co_commit(enc, false);
+        }
+    }
+    return ret;
+}
+
 int enc_seal_co_clear(struct qcow2_seal *seal, uint64_t first, uint64_t count)
 {
     struct enc_image *enc = enc_image_of(seal);
     unsigned bits = enc->cluster_bits - ENC_SECTOR_BITS;
-    uint64_t host = first << bits, end = (first + count) << bits;
     bool any = false, wait = false;
-    int ret = 0;
+    int ret = co_clear_range(enc, first << bits, count << bits, &any, &wait);
 
-    for (uint64_t h = host, n; h < end && ret == 0; h += n) {
-        uint64_t c = h >> bits;
-
-        n = qv_min_u64(end - h, ENC_PAGE_ENTRIES - ENC_INDEX_OF(h));
-        if (enc_seal_missing(seal, c, 1) == 0) {
-            ret = co_clear_page(enc, h, n, &any, &wait);
-        }
-    }
     if (any || wait) {
-        struct enc_cleared c = {host, end - host};
+        int r = co_note_cleared(enc, first << bits, count << bits);
 
-        pthread_mutex_lock(&enc->commit.lock);
-        g_array_append_val(enc->commit.cleared, c);
-        pthread_mutex_unlock(&enc->commit.lock);
+        ret = ret != 0 ? ret : r;
     }
     if (ret == 0 && wait) {
         /* The commit under way may still write there. */

@@ -141,6 +141,9 @@ struct enc_image {
     struct enc_slot *pool, *free_slots;
     uint8_t *arena;
     uint64_t n_slots;
+    struct enc_shared *shared; /* the slots' memory, when it is the supervisor's; share.c */
+    uint64_t shared_bytes;
+    _Atomic uint64_t share_seq;
     struct qv_co_queue pool_waiters;
     int pool_error; /* the last commit failed */
     _Atomic uint64_t n_dirty;
@@ -228,7 +231,8 @@ int enc_seal_co_link(struct qcow2_seal *seal, uint64_t first, uint64_t count, ui
 
 /* ---- buffer.c ---- */
 
-bool enc_buffer_init(struct enc_image *enc, uint64_t bytes, GError **error);
+/** enc_buffer_init - @fd: shared memory for share.c; 0: none. */
+bool enc_buffer_init(struct enc_image *enc, uint64_t bytes, int fd, GError **error);
 void enc_buffer_free(struct enc_image *enc);
 /** enc_slot_take - NULL: none left. */
 struct enc_slot *enc_slot_take(struct enc_image *enc);
@@ -244,11 +248,29 @@ bool enc_slot_remove(struct enc_image *enc, struct enc_shard *s, struct enc_page
 /** enc_written - after a put, no lock held: sees to it that a commit comes. */
 void enc_written(struct enc_image *enc);
 
+/* ---- share.c: the buffer in the supervisor's memory; without it all of these do nothing ---- */
+
+bool enc_share_open(struct enc_image *enc, int fd, uint64_t n, GError **error);
+void enc_share_close(struct enc_image *enc);
+/** enc_share_used - whether slot @i holds what another process left. */
+bool enc_share_used(const struct enc_image *enc, uint64_t i);
+void enc_share_put(struct enc_image *enc, const struct enc_slot *slot);
+void enc_share_drop(struct enc_image *enc, const struct enc_slot *slot);
+/** enc_share_cleared - notes a clearing. commit.lock held. False: no room, commit first. */
+bool enc_share_cleared(struct enc_image *enc, const struct enc_cleared *c);
+/** enc_share_mark, _logged - all clearings noted so far; those up to a mark are in the log. */
+uint64_t enc_share_mark(const struct enc_image *enc);
+void enc_share_logged(struct enc_image *enc, uint64_t mark);
+/** enc_share_co_take_over - what another process left is written, durably. After the replay. */
+int enc_share_co_take_over(struct enc_image *enc);
+
 /* ---- data.c ---- */
 
 void enc_submit(struct qv_node *node, struct qv_io *io);
 /** enc_co_read_sector - the content of one sector. -EBADMSG: it does not authenticate. */
 int enc_co_read_sector(struct enc_image *enc, uint64_t host, uint64_t guest, void *buf);
+/** enc_co_clear_sectors - the entries of the range, in memory; nobody has it in use. */
+int enc_co_clear_sectors(struct enc_image *enc, uint64_t host, uint64_t count);
 int enc_seal_co_clear(struct qcow2_seal *seal, uint64_t first, uint64_t count);
 int enc_seal_co_copy(struct qcow2_seal *seal, uint64_t guest, uint64_t from, uint64_t to,
                      uint64_t len);

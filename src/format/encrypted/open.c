@@ -72,7 +72,8 @@ static struct enc_image *image_new(const struct qv_enc_open_opts *opts, GError *
     qv_co_mutex_init(&enc->area_lock);
     enc_pages_init(enc, opts->entry_cache != 0 ? opts->entry_cache : ENC_CACHE_DEFAULT);
     enc_commit_init(enc);
-    if (!enc_buffer_init(enc, opts->buffer != 0 ? opts->buffer : ENC_BUFFER_DEFAULT, error)) {
+    if (!enc_buffer_init(enc, opts->buffer != 0 ? opts->buffer : ENC_BUFFER_DEFAULT,
+                         enc->readonly ? 0 : opts->qcow2.journal_fd, error)) {
         enc_co_close(&enc->seal);
         return NULL;
     }
@@ -188,6 +189,13 @@ static bool enc_co_start(struct qcow2_seal *seal, GError **error)
 
     if (enc->dek != NULL && !enc->check_only && !enc_co_replay(enc, error)) {
         return false;
+    }
+    if (enc->dek != NULL && !enc->check_only && !enc->readonly) {
+        int ret = enc_share_co_take_over(enc);
+
+        if (ret != 0) {
+            return qv_fail_errno(error, ret, "cannot take over what another process left");
+        }
     }
     enc->opened = true;
     return true;

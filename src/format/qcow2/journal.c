@@ -71,6 +71,11 @@ bool qcow2_journal_open(int fd, unsigned cluster_bits, struct qcow2_journal **ou
     return true;
 }
 
+uint64_t qcow2_journal_size(void)
+{
+    return sizeof(struct shared);
+}
+
 void qcow2_journal_free(struct qcow2_journal *journal)
 {
     if (journal != NULL) {

@@ -27,6 +27,11 @@ struct qcow2_l2e;
  * journal when it is empty (size 0). Control; does not block for long. */
 bool qcow2_journal_open(int fd, unsigned cluster_bits, struct qcow2_journal **out, GError **error);
 
+/** qcow2_journal_size - bytes that it takes at the start of the memory; what is behind is
+ * anybody's.
+ */
+uint64_t qcow2_journal_size(void);
+
 /** qcow2_journal_free - unmaps; the content stays with whoever has the descriptor. NULL is fine. */
 void qcow2_journal_free(struct qcow2_journal *journal);
 

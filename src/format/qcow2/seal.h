@@ -138,6 +138,9 @@ int qcow2_co_seal_reserve(struct qcow2_image *img, uint64_t clusters, uint64_t *
 /** qcow2_seal_table_moved - the new table counts, durably; the old one's clusters are free. */
 void qcow2_seal_table_moved(struct qcow2_image *img, uint64_t first, uint64_t clusters,
                             uint64_t old_first, uint64_t old_clusters);
+/** qcow2_seal_is_data - whether @count sectors from host sector @host on are inside the file and no
+ * metadata. */
+bool qcow2_seal_is_data(struct qcow2_image *img, uint64_t host, uint64_t count);
 /** qcow2_node_seal - of an open image; NULL: not encrypted, or not a qcow2 node. */
 struct qcow2_seal *qcow2_node_seal(const struct qv_node *node);
 

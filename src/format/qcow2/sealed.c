@@ -146,6 +146,14 @@ void qcow2_seal_table_moved(struct qcow2_image *img, uint64_t first, uint64_t cl
     pthread_mutex_unlock(&img->lock);
 }
 
+bool qcow2_seal_is_data(struct qcow2_image *img, uint64_t host, uint64_t count)
+{
+    uint64_t end = atomic_load(&img->file_end) / QCOW2_SEAL_SECTOR;
+
+    return count > 0 && qv_range_inside(host, count, end) &&
+           !qcow2_host_is_meta(img, host * QCOW2_SEAL_SECTOR, count * QCOW2_SEAL_SECTOR);
+}
+
 struct qcow2_seal *qcow2_node_seal(const struct qv_node *node)
 {
     const struct qcow2_image *img = (const void *)node;

@@ -21,6 +21,7 @@
 
 #include "backend/file/file.h"
 #include "base/error.h"
+#include "enc_image.h"
 #include "filter/faults/faults.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/qcow2_int.h"
@@ -41,6 +42,7 @@ struct told {
 };
 
 static struct told *told;
+static bool encrypted;
 static char path[] = "/dev/shm/qv-journal-XXXXXX";
 
 struct env {
@@ -60,7 +62,14 @@ static void co_open(void *arg)
     g_autoptr(GError) error = NULL;
 
     assert_true(qv_file_new(open(path, O_RDWR | O_CLOEXEC), &file_opts, &file, NULL));
-    env->opened = qcow2_co_open(file, &opts, &env->node, &error);
+    if (encrypted) {
+        QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = enc_test_secret('d');
+        struct qv_enc_open_opts enc = {.qcow2 = opts, .dek = dek, .buffer = 100 * 4096};
+
+        env->opened = qv_enc_co_open(file, &enc, &env->node, &error);
+    } else {
+        env->opened = qcow2_co_open(file, &opts, &env->node, &error);
+    }
     if (!env->opened) {
         fprintf(stderr, "%s\n", error->message);
     }
@@ -75,7 +84,13 @@ static void co_create(void *arg)
     (void)arg;
     assert_true(qv_file_new(open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), &file_opts,
                             &file, NULL));
-    assert_true(qcow2_co_create(file, &opts, NULL));
+    if (encrypted) {
+        struct qv_enc_create_opts enc = {.qcow2 = opts};
+
+        assert_true(enc_test_co_create(file, &enc, NULL));
+    } else {
+        assert_true(qcow2_co_create(file, &opts, NULL));
+    }
     assert_int_equal(qv_node_co_close_tree(file), 0);
 }
 
@@ -292,6 +307,14 @@ static void test_taking_over_again_and_again(void **state)
     close(env.journal_fd);
 }
 
+/* The same where they wait, sealed, in the buffer of an encrypted image. */
+static void test_completed_sealed_writes_survive_the_process(void **state)
+{
+    encrypted = true;
+    test_completed_writes_survive_the_process(state);
+    encrypted = false;
+}
+
 /* ---- what the journal holds is not trusted ---- */
 
 static void co_write_one(void *arg)
@@ -356,6 +379,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_completed_writes_survive_the_process),
         cmocka_unit_test(test_taking_over_again_and_again),
+        cmocka_unit_test(test_completed_sealed_writes_survive_the_process),
         cmocka_unit_test(test_a_forged_record_is_refused),
     };
     int fd = g_mkstemp(path);
