@@ -60,6 +60,7 @@ bool qv_vm_disk_attach(struct qv_catalog *catalog, const char *name, json_t *dis
     g_autoptr(json_t) owned G_GNUC_UNUSED = disk;
     bool runs;
 
+    (void)owned; /* released in the end */
     if (!qv_catalog_vm_load(catalog, name, &there, error)) {
         return false;
     }
