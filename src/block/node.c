@@ -155,6 +155,48 @@ int qv_node_co_status(struct qv_node *node, uint64_t offset, uint64_t len, struc
     return node->ops->co_status(node, offset, len, out);
 }
 
+static int co_clone_into_format(struct qv_node *node, uint64_t offset, struct qv_node *from,
+                                uint64_t from_offset, uint64_t len)
+{
+    int ret = 0;
+
+    while (len > 0 && ret == 0) {
+        struct qv_alloc *alloc;
+        uint64_t n = len;
+
+        ret = node->format->co_alloc(node, offset, &n, &alloc);
+        if (ret == 0) {
+            ret = qv_co_clone(alloc->extent.file, alloc->extent.host, from, from_offset, n);
+            ret = node->format->co_commit(node, alloc, ret);
+        }
+        offset += n;
+        from_offset += n;
+        len -= n;
+    }
+    return ret;
+}
+
+int qv_co_clone(struct qv_node *node, uint64_t offset, struct qv_node *from, uint64_t from_offset,
+                uint64_t len)
+{
+    if (node->readonly) {
+        return -EROFS;
+    }
+    if (!qv_range_inside(offset, len, atomic_load(&node->size)) ||
+        !qv_range_inside(from_offset, len, atomic_load(&from->size))) {
+        return -EINVAL;
+    }
+    if (node->ops->co_clone != NULL) {
+        return node->ops->co_clone(node, offset, from, from_offset, len);
+    }
+    if (node->format == NULL) {
+        return -EOPNOTSUPP;
+    }
+    return node->format->co_alloc == NULL /* raw */
+               ? qv_co_clone(node->file, offset, from, from_offset, len)
+               : co_clone_into_format(node, offset, from, from_offset, len);
+}
+
 int qv_node_co_allocated(struct qv_node *node, uint64_t *out)
 {
     if (node->ops->co_allocated != NULL) {

@@ -72,6 +72,13 @@ struct qv_node_ops {
     int (*co_status)(struct qv_node *node, uint64_t offset, uint64_t len, struct qv_extent *out);
     /** co_allocated - bytes of the medium in use (st_blocks) into *@out. NULL: unknown. */
     int (*co_allocated)(struct qv_node *node, uint64_t *out);
+    /**
+     * co_clone - the @len bytes of @from at @from_offset become the content at @offset, without
+     * passing through this process: the kernel shares their blocks, or a server copies them.
+     * -EOPNOTSUPP: not here, or not these (another kind of node, odd offsets). NULL: never.
+     */
+    int (*co_clone)(struct qv_node *node, uint64_t offset, struct qv_node *from,
+                    uint64_t from_offset, uint64_t len);
     /** co_close - writes what is still dirty, makes it durable, frees the node's own state (not its
      * children). Returns the first error, but the node is gone all the same. No request is in
      * flight. */
@@ -163,6 +170,11 @@ int qv_co_flush(struct qv_node *node);
 int qv_node_co_truncate(struct qv_node *node, uint64_t size);
 int qv_node_co_status(struct qv_node *node, uint64_t offset, uint64_t len, struct qv_extent *out);
 int qv_node_co_allocated(struct qv_node *node, uint64_t *out);
+
+/** qv_co_clone - as the op; of a format node the bytes get their place first. Nobody else uses
+ * @node. After an error the range holds zeros, what it held, or some of the bytes. */
+int qv_co_clone(struct qv_node *node, uint64_t offset, struct qv_node *from, uint64_t from_offset,
+                uint64_t len);
 
 /** qv_node_mem_alloc - memory aligned for I/O on any node (4096); exits the process when out of
  * memory; free() it. */

@@ -101,6 +101,18 @@ static bool reflink(const struct open_args *source, const struct qv_create_opts 
            ioctl(fd, FICLONE, source->handle->fd) == 0;
 }
 
+/* Blocks may be shared when both hold the same bytes for the same content, and the copy shall not
+ * have space of its own. */
+static bool may_share(const struct open_args *source, const struct qv_create_opts *opts)
+{
+    bool plain = strcmp(opts->format, "encrypted") != 0 && g_strcmp0(opts->prealloc, "off") == 0;
+
+    for (const struct qv_image_handle *h = source->handle; h != NULL; h = h->backing) {
+        plain = plain && strcmp(h->record->format, "encrypted") != 0;
+    }
+    return plain;
+}
+
 /* Size of the copy: the source's in whole sectors, rounded up. */
 static bool copy_size(const struct qv_image_handle *handle, const struct qv_node *root,
                       uint64_t *out, GError **error)
@@ -128,7 +140,8 @@ static bool fill(struct open_args *source, uint64_t size, int fd, const struct q
                                .name = opts->name,
                                .format = opts->format,
                                .dek = opts->secret != NULL ? opts->secret->dek : NULL};
-    struct qv_copy_opts copy = {.granularity = RAW_GRANULARITY, .watch = watch};
+    struct qv_copy_opts copy = {
+        .granularity = RAW_GRANULARITY, .watch = watch, .clone = may_share(source, opts)};
     uint64_t whole = atomic_load(&source->root->size);
     bool ok;
 

@@ -21,7 +21,8 @@
 #define CHUNK_MAX   (2 * QV_MIB) /* the largest cluster */
 #define WORKERS     8u           /* coroutines, and so buffers, per thread */
 #define THREADS_MAX 4u
-#define STATUS_MAX  (16 * QV_GIB) /* asked at once */
+#define STATUS_MAX  (16 * QV_GIB)  /* asked at once */
+#define CLONE_ALIGN UINT64_C(4096) /* what file systems share has whole blocks */
 #define WATCH_MS    100
 
 struct copy {
@@ -35,7 +36,8 @@ struct copy {
     uint64_t pos;      /* everything before it is given out, or a hole */
     uint64_t data_end; /* the run of data that pos lies in ends here; <= pos: not known */
 
-    _Atomic uint64_t done; /* bytes copied or skipped */
+    _Atomic uint64_t done;  /* bytes copied or skipped */
+    _Atomic bool may_clone; /* the medium has not refused it yet */
 
     pthread_mutex_t lock; /* below, and above */
     pthread_cond_t changed;
@@ -194,9 +196,64 @@ static int co_put(struct copy *copy, uint64_t offset, const uint8_t *buf, uint64
     return qv_co_pwrite(copy->target, offset, buf, len);
 }
 
+/* Where the bytes at @offset are, through all backing images. */
+static int co_locate(struct qv_node *node, uint64_t offset, uint64_t len, struct qv_extent *out)
+{
+    int rc;
+
+    do {
+        uint64_t end = atomic_load(&node->size);
+
+        if (offset >= end) { /* a backing image shorter than the disk */
+            *out = (struct qv_extent){.kind = QV_EXTENT_ZERO, .len = len};
+            return 0;
+        }
+        rc = qv_node_co_status(node, offset, qv_min_u64(len, end - offset), out);
+        node = node->backing;
+    } while (rc == 0 && out->kind == QV_EXTENT_BACKING && node != NULL);
+    return rc;
+}
+
+/*
+ * Lets the file system share the chunk's blocks, or its server copy them. False: it is to be read
+ * and written, all of it. Whether blocks hold zeros is not looked at: they take no space.
+ */
+static bool co_clone_chunk(struct copy *copy, uint64_t offset, uint64_t len)
+{
+    for (uint64_t at = offset; at < offset + len;) {
+        struct qv_extent e;
+        int rc = co_locate(copy->source, at, offset + len - at, &e);
+
+        if (rc != 0 || e.len == 0) {
+            return false; /* reading tells why */
+        }
+        if (e.kind != QV_EXTENT_ZERO && e.kind != QV_EXTENT_HOLE) {
+            if (e.kind != QV_EXTENT_DATA || e.file == NULL ||
+                !qv_is_aligned(e.host | at | e.len, CLONE_ALIGN)) {
+                return false;
+            }
+            rc = qv_co_clone(copy->target, at, e.file, e.host, e.len);
+        }
+        if (rc != 0) {
+            if (rc == -EOPNOTSUPP) { /* nor will the next one be */
+                atomic_store(&copy->may_clone, false);
+            }
+            return false;
+        }
+        at += e.len;
+    }
+    return true;
+}
+
 static bool co_copy_chunk(struct copy *copy, uint8_t *buf, uint64_t offset, uint64_t len)
 {
-    int rc = qv_co_pread(copy->source, offset, buf, len);
+    int rc;
+
+    if (atomic_load(&copy->may_clone) && co_clone_chunk(copy, offset, len)) {
+        atomic_fetch_add(&copy->done, len);
+        return true;
+    }
+    rc = qv_co_pread(copy->source, offset, buf, len);
 
     if (rc != 0) {
         fail_with(copy, rc, true, offset);
@@ -301,6 +358,7 @@ bool qv_copy(struct qv_node *source, struct qv_node *target, const struct qv_cop
     bool ok;
 
     copy.size = atomic_load(&source->size);
+    atomic_init(&copy.may_clone, opts->clone && target != NULL && !opts->only_backing);
     copy.chunk = qv_max_u64(CHUNK, copy.granularity);
     qv_co_mutex_init(&copy.scan);
     pthread_mutex_init(&copy.lock, NULL);

@@ -17,6 +17,9 @@ struct qv_copy_opts {
      * the source), in any order, on several threads at once. 0 or -errno. NULL: the target. */
     int (*co_write)(void *arg, uint64_t offset, const void *buf, uint64_t len);
     void *arg;
+    /* The file system may share the source's blocks, or its server copy them: neither of both is
+     * encrypted. */
+    bool clone;
     /* Only what @source takes from its backing image is copied. */
     bool only_backing;
 };

@@ -180,10 +180,25 @@ static int mem_co_close(struct qv_node *node)
     return 0;
 }
 
+static int mem_co_clone(struct qv_node *node, uint64_t offset, struct qv_node *from,
+                        uint64_t from_offset, uint64_t len)
+{
+    struct mem_file *to = ((struct mem_node *)(void *)node)->file;
+
+    if (from->ops != node->ops || !to->may_clone ||
+        !qv_is_aligned(offset | from_offset | len, 4096)) {
+        return -EOPNOTSUPP;
+    }
+    memcpy(to->data + offset, ((struct mem_node *)(void *)from)->file->data + from_offset, len);
+    to->clones++;
+    return 0;
+}
+
 static const struct qv_node_ops mem_ops = {
     .name = "mem",
     .submit = mem_submit,
     .co_truncate = mem_co_truncate,
+    .co_clone = mem_co_clone,
     .co_close = mem_co_close,
 };
 

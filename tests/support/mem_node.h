@@ -14,8 +14,10 @@
 struct mem_file {
     uint8_t *data;
     uint64_t size;
-    uint64_t max; /* writes past it get -ENOSPC; 0: 1 GiB */
-    bool no_zero; /* cannot zero but by writing zeros, and cannot discard */
+    uint64_t max;    /* writes past it get -ENOSPC; 0: 1 GiB */
+    bool may_clone;  /* takes bytes of another such node as a file system does that shares blocks */
+    unsigned clones; /* so often */
+    bool no_zero;    /* cannot zero but by writing zeros, and cannot discard */
     /* Requests wait, and end in an order that these numbers choose; what they do to the bytes they
      * do then. NULL: they end inside submit. */
     GRand *shuffle;

@@ -101,6 +101,71 @@ static int file_co_status(struct qv_node *node, uint64_t offset, uint64_t len,
     return file->kfile.inline_io ? status_blocking(&args) : qv_co_blocking(status_blocking, &args);
 }
 
+/* ---- cloning ---- */
+
+struct clone_args {
+    int from, to;
+    uint64_t from_offset, offset, len;
+};
+
+/* A file system whose server copies: faster than to fetch the bytes and send them back. */
+static bool server_copies(int fd)
+{
+    struct statfs fs;
+
+    return fstatfs(fd, &fs) == 0 &&
+           (fs.f_type == NFS_SUPER_MAGIC || (uint32_t)fs.f_type == SMB2_SUPER_MAGIC ||
+            (uint32_t)fs.f_type == CIFS_SUPER_MAGIC || fs.f_type == CEPH_SUPER_MAGIC);
+}
+
+static int copy_on_server(const struct clone_args *args)
+{
+    loff_t from = (loff_t)args->from_offset, to = (loff_t)args->offset;
+    uint64_t left = args->len;
+
+    while (left > 0) {
+        ssize_t n = copy_file_range(args->from, &from, args->to, &to, left, 0);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return n == 0 ? -EOPNOTSUPP : -errno;
+        }
+        left -= (uint64_t)n;
+    }
+    return 0;
+}
+
+static int clone_blocking(void *opaque)
+{
+    const struct clone_args *args = opaque;
+    struct file_clone_range range = {.src_fd = args->from,
+                                     .src_offset = args->from_offset,
+                                     .src_length = args->len,
+                                     .dest_offset = args->offset};
+    int ret = ioctl(args->to, FICLONERANGE, &range) == 0 ? 0 : -errno;
+
+    if (ret != 0 && server_copies(args->to)) {
+        ret = copy_on_server(args);
+    }
+    /* Whatever the reason, reading and writing may do; but for these, which they meet as well. */
+    return ret == 0 || ret == -ENOSPC || ret == -EDQUOT || ret == -EIO ? ret : -EOPNOTSUPP;
+}
+
+static int file_co_clone(struct qv_node *node, uint64_t offset, struct qv_node *from,
+                         uint64_t from_offset, uint64_t len)
+{
+    struct clone_args args = {.offset = offset, .from_offset = from_offset, .len = len};
+
+    if (from->ops != node->ops || to_file(node)->is_blockdev || to_file(from)->is_blockdev) {
+        return -EOPNOTSUPP;
+    }
+    args.to = to_file(node)->kfile.fd;
+    args.from = to_file(from)->kfile.fd;
+    return qv_co_blocking(clone_blocking, &args);
+}
+
 static int file_co_allocated(struct qv_node *node, uint64_t *out)
 {
     struct stat st;
@@ -138,6 +203,7 @@ static const struct qv_node_ops file_ops = {
     .co_truncate = file_co_truncate,
     .co_status = file_co_status,
     .co_allocated = file_co_allocated,
+    .co_clone = file_co_clone,
     .co_close = file_co_close,
 };
 

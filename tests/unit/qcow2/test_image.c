@@ -441,9 +441,57 @@ static void test_close_gives_the_stock_back(void **state)
     qv_thread_run_co(thread, co_close_gives_back, NULL);
 }
 
+/* ---- clones ---- */
+
+static void co_clone_between_images(void *arg)
+{
+    struct mem_file from_mem, to_mem = {.may_clone = true};
+    struct qv_node *from, *to;
+    struct qv_extent extent;
+    char buf[CLUSTER];
+
+    (void)arg;
+    co_make(&from_mem);
+    co_create(mem_node_new(&to_mem, false));
+    from = co_open(mem_node_new(&from_mem, true), true, NULL);
+    to = co_open(mem_node_new(&to_mem, false), false, NULL);
+    assert_non_null(from);
+    assert_non_null(to);
+    assert_int_equal(qv_node_co_status(from, 0, 16 * CLUSTER, &extent), 0);
+    assert_int_equal(extent.kind, QV_EXTENT_DATA);
+    /* Fresh clusters, and one that has space already. */
+    memset(buf, 1, sizeof(buf));
+    assert_int_equal(qv_co_pwrite(to, 2 * CLUSTER, buf, CLUSTER), 0);
+    assert_int_equal(qv_co_clone(to, 0, extent.file, extent.host, 4 * CLUSTER), 0);
+    assert_true(to_mem.clones >= 1);
+    /* Odd ones are refused, and what was there or zeros remain. */
+    assert_int_equal(qv_co_clone(to, 8 * CLUSTER, extent.file, extent.host + 512, CLUSTER),
+                     -EOPNOTSUPP);
+    assert_int_equal(qv_co_clone(to, SIZE, extent.file, extent.host, CLUSTER), -EINVAL);
+    assert_int_equal(qv_co_clone(from, 0, to->file, 0, CLUSTER), -EROFS);
+    assert_int_equal(qv_node_co_close_tree(to), 0);
+    to = co_open(mem_node_new(&to_mem, true), true, NULL);
+    for (uint64_t i = 0; i < 10; i++) {
+        assert_int_equal(qv_co_pread(to, i * CLUSTER, buf, CLUSTER), 0);
+        assert_int_equal(buf[0], i < 4 ? 7 : 0);
+        assert_int_equal(buf[CLUSTER - 1], i < 4 ? 7 : 0);
+    }
+    qv_node_co_close_tree(to);
+    qv_node_co_close_tree(from);
+    mem_file_clear(&to_mem);
+    mem_file_clear(&from_mem);
+}
+
+static void test_clone_between_images(void **state)
+{
+    (void)state;
+    qv_thread_run_co(thread, co_clone_between_images, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_clone_between_images),
         cmocka_unit_test(test_metadata_is_not_written_over),
         cmocka_unit_test(test_bad_l2_entry_fails_the_request),
         cmocka_unit_test(test_bad_l1_entry_fails_the_request),
