@@ -7,6 +7,7 @@
 #include "catalog/images.h"
 #include "cli/cli.h"
 #include "job/run.h"
+#include "job/slots.h"
 
 /** The options of a new image that create, convert and import have in common: for tables and for
  * cli_create_opts. */
@@ -80,6 +81,18 @@ void cli_key_options(const struct cli_args *args, struct qv_create_opts *opts,
 
 /** cli_say_key - tells about the key of a new encrypted image; nothing for other ones. */
 void cli_say_key(struct cli *cli, const struct qv_create_report *report);
+
+/** cli_slot_writer - who writes key slots of @record's image: @writer, filled, where one of our VMs
+ * has it; NULL: this process. @record must outlive it; cleared with cli_slot_writer_clear. */
+struct cli_slot_writer {
+    struct qv_slot_writer writer;
+    struct cli *cli;
+    const struct qv_image_record *record;
+    char *vm;
+};
+const struct qv_slot_writer *cli_slot_writer(struct cli *cli, const struct qv_image_record *record,
+                                             struct cli_slot_writer *out);
+void cli_slot_writer_clear(struct cli_slot_writer *writer);
 
 /** cli_watch - a watch that shows @progress. */
 struct qv_job_watch cli_watch(struct cli_progress *progress);

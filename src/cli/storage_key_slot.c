@@ -5,6 +5,41 @@
 #include "cli/commands.h"
 #include "cli/storage.h"
 #include "job/slots.h"
+#include "image/slot_json.h"
+#include "vm/vm.h"
+
+/* ---- images that a VM has ---- */
+
+static bool set_by_vm(void *arg, unsigned index, const struct qv_enc_slot *slot, GError **error)
+{
+    const struct cli_slot_writer *w = arg;
+
+    return qv_vm_image_key_slot(w->cli->catalog, w->vm, w->record, index, qv_slot_json(slot),
+                                error);
+}
+
+const struct qv_slot_writer *cli_slot_writer(struct cli *cli, const struct qv_image_record *record,
+                                             struct cli_slot_writer *out)
+{
+    struct qv_lock_owner owner = {0};
+    bool known = false;
+
+    *out = (struct cli_slot_writer){.cli = cli, .record = record};
+    if (qv_catalog_owner(cli->catalog, record, &owner, &known) && known &&
+        g_strcmp0(owner.kind, "vm") == 0 && g_strcmp0(owner.mode, "write") == 0) {
+        out->vm = g_steal_pointer(&owner.name);
+        out->writer = (struct qv_slot_writer){set_by_vm, out};
+    }
+    qv_lock_owner_clear(&owner);
+    return out->vm != NULL ? &out->writer : NULL;
+}
+
+void cli_slot_writer_clear(struct cli_slot_writer *writer)
+{
+    g_clear_pointer(&writer->vm, g_free);
+}
+
+/* ---- commands ---- */
 
 static const struct cli_option key_option[] = {
     {.name = "key", .type = CLI_TEXT, .meta = "KEY", .summary = "which key", .required = true},
@@ -14,12 +49,14 @@ static const struct cli_option key_option[] = {
 static int run_add(struct cli *cli, const struct cli_args *args)
 {
     QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
+    QV_CLEANUP(cli_slot_writer_clear) struct cli_slot_writer writer = {0};
     const char *key = cli_text(args, "key");
     g_autoptr(GError) error = NULL;
     bool verified = false;
 
     if (!cli_find_image(cli, cli_arg(args, 0), NULL, false, &record, &error) ||
-        !qv_job_slot_add(cli->catalog, record, key, &verified, &error)) {
+        !qv_job_slot_add(cli->catalog, record, key, cli_slot_writer(cli, record, &writer),
+                         &verified, &error)) {
         return cli_fail(cli, error);
     }
     if (cli->json) {
@@ -44,11 +81,13 @@ const struct cli_command cli_storage_key_slot_add = {
 static int run_remove(struct cli *cli, const struct cli_args *args)
 {
     QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
+    QV_CLEANUP(cli_slot_writer_clear) struct cli_slot_writer writer = {0};
     const char *key = cli_text(args, "key");
     g_autoptr(GError) error = NULL;
 
     if (!cli_find_image(cli, cli_arg(args, 0), NULL, false, &record, &error) ||
-        !qv_job_slot_remove(cli->catalog, record, key, &error)) {
+        !qv_job_slot_remove(cli->catalog, record, key, cli_slot_writer(cli, record, &writer),
+                            &error)) {
         return cli_fail(cli, error);
     }
     if (cli->json) {

@@ -16,11 +16,13 @@ static int run(struct cli *cli, const struct cli_args *args)
 {
     QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
     QV_CLEANUP(qv_rekey_result_clear) struct qv_rekey_result result = {0};
+    QV_CLEANUP(cli_slot_writer_clear) struct cli_slot_writer writer = {0};
     g_autoptr(GError) error = NULL;
 
     if ((cli_flag(args, "reencrypt") && !qv_job_later("--reencrypt", &error)) ||
         !cli_find_image(cli, cli_arg(args, 0), NULL, false, &record, &error) ||
-        !qv_job_rekey(cli->catalog, record, cli_text(args, "key"), &result, &error)) {
+        !qv_job_rekey(cli->catalog, record, cli_text(args, "key"),
+                      cli_slot_writer(cli, record, &writer), &result, &error)) {
         return cli_fail(cli, error);
     }
     if (cli->json) {

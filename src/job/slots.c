@@ -2,6 +2,7 @@
 #include "job/slots.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -19,7 +20,8 @@ struct work {
     int key_lock;
     struct qv_enc_info info;
     struct qv_secret *dek;
-    unsigned opened; /* the slot that gave it */
+    unsigned opened;                     /* the slot that gave it */
+    const struct qv_slot_writer *writer; /* NULL: this process */
 };
 
 static void work_clear(struct work *w)
@@ -38,25 +40,48 @@ static bool refuse_plain(const struct qv_image_record *record, GError **error)
                    record->format);
 }
 
-/* @unlock: the data key is needed. */
-static bool begin(struct work *w, struct qv_catalog *catalog, const struct qv_image_record *record,
-                  const char *what, bool unlock, GError **error)
+/* To read the key area of an image that another process writes: both copies have checksums, and
+ * what is read is always one of them. */
+static struct qv_image_handle *peek(const struct qv_image_record *record, GError **error)
 {
-    *w = (struct work){.catalog = catalog, .key_lock = -1};
-    if (!refuse_plain(record, error) ||
-        !qv_catalog_image_open(catalog, record, QV_LOCK_WRITE, "command", what, 0, &w->handle,
-                               error)) {
+    QV_CLEANUP(qv_image_handle_freep)
+    struct qv_image_handle *handle = g_new0(struct qv_image_handle, 1);
+
+    handle->record = qv_image_record_copy(record);
+    handle->readonly = true;
+    handle->fd = open(record->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (handle->fd < 0) {
+        qv_fail_errno(error, errno, "%s", record->path);
+        return NULL;
+    }
+    return g_steal_pointer(&handle);
+}
+
+/* Changes of slots exclude each other: by the lock of the image, or where a VM holds that, by the
+ * keyring's. */
+static bool begin(struct work *w, struct qv_catalog *catalog, const struct qv_image_record *record,
+                  const char *what, const struct qv_slot_writer *writer, GError **error)
+{
+    *w = (struct work){.catalog = catalog, .key_lock = -1, .writer = writer};
+    if (!refuse_plain(record, error)) {
+        return false;
+    }
+    if (writer != NULL) {
+        w->handle = peek(record, error);
+    } else if (!qv_catalog_image_open(catalog, record, QV_LOCK_WRITE, "command", what, 0,
+                                      &w->handle, error)) {
+        return false;
+    }
+    if (w->handle == NULL) {
         return false;
     }
     w->ring = qv_job_keyring(catalog, NULL);
-    w->key_lock = qv_keyring_lock(w->ring, false, error);
+    w->key_lock = qv_keyring_lock(w->ring, writer != NULL, error);
     if (w->key_lock < 0 || !qv_job_area_read(w->handle, &w->info, error)) {
         return false;
     }
-    if (unlock) {
-        w->dek = qv_job_slots_open(w->ring, record->name, &w->info, &w->opened, error);
-    }
-    return !unlock || w->dek != NULL;
+    w->dek = qv_job_slots_open(w->ring, record->name, &w->info, &w->opened, error);
+    return w->dek != NULL;
 }
 
 /* ---- the key area ---- */
@@ -110,6 +135,9 @@ static bool slot_set(const struct work *w, unsigned index, const struct qv_enc_s
 {
     struct change change = {.w = w, .index = index, .slot = slot, .co_fn = co_set};
 
+    if (w->writer != NULL) {
+        return w->writer->set(w->writer->arg, index, slot, error);
+    }
     return qv_job_run(co_change, &change, error);
 }
 
@@ -212,14 +240,15 @@ static bool file_opens(struct work *w, unsigned index, GError **error)
 }
 
 bool qv_job_slot_add(struct qv_catalog *catalog, const struct qv_image_record *record,
-                     const char *key_ref, bool *verified, GError **error)
+                     const char *key_ref, const struct qv_slot_writer *writer, bool *verified,
+                     GError **error)
 {
     QV_CLEANUP(work_clear) struct work w;
     QV_CLEANUP(qv_key_freep) struct qv_key *key = NULL;
     g_autofree struct qv_enc_slot *slot = NULL;
     unsigned index;
 
-    if (!begin(&w, catalog, record, "key-slot", true, error) ||
+    if (!begin(&w, catalog, record, "key-slot", writer, error) ||
         !qv_keyring_find(w.ring, key_ref, &key, error)) {
         return false;
     }
@@ -257,13 +286,13 @@ static bool others_open(struct work *w, unsigned index, GError **error)
 }
 
 bool qv_job_slot_remove(struct qv_catalog *catalog, const struct qv_image_record *record,
-                        const char *key_ref, GError **error)
+                        const char *key_ref, const struct qv_slot_writer *writer, GError **error)
 {
     QV_CLEANUP(work_clear) struct work w;
     QV_CLEANUP(qv_key_freep) struct qv_key *key = NULL;
     unsigned index = QV_ENC_SLOTS;
 
-    if (!begin(&w, catalog, record, "key-slot", true, error)) {
+    if (!begin(&w, catalog, record, "key-slot", writer, error)) {
         return false;
     }
     if (!qv_keyring_find(w.ring, key_ref, &key, NULL) ||
@@ -296,10 +325,12 @@ bool qv_job_slot_list(struct qv_catalog *catalog, const struct qv_image_record *
 {
     QV_CLEANUP(qv_image_handle_freep) struct qv_image_handle *handle = NULL;
 
-    return refuse_plain(record, error) &&
-           qv_catalog_image_open(catalog, record, QV_LOCK_READ, "command", "key-slot", 0, &handle,
-                                 error) &&
-           qv_job_area_read(handle, out, error);
+    (void)catalog;
+    if (!refuse_plain(record, error)) {
+        return false;
+    }
+    handle = peek(record, error);
+    return handle != NULL && qv_job_area_read(handle, out, error);
 }
 
 /* ---- rotation ---- */
@@ -350,7 +381,8 @@ static bool rotate(struct work *w, const struct qv_enc_slot *slot, GError **erro
 }
 
 bool qv_job_rekey(struct qv_catalog *catalog, const struct qv_image_record *record,
-                  const char *key_ref, struct qv_rekey_result *out, GError **error)
+                  const char *key_ref, const struct qv_slot_writer *writer,
+                  struct qv_rekey_result *out, GError **error)
 {
     QV_CLEANUP(work_clear) struct work w;
     QV_CLEANUP(qv_key_freep) struct qv_key *key = NULL;
@@ -358,7 +390,7 @@ bool qv_job_rekey(struct qv_catalog *catalog, const struct qv_image_record *reco
     unsigned twin = QV_ENC_SLOTS;
     bool verified;
 
-    if (!begin(&w, catalog, record, "rekey", true, error) ||
+    if (!begin(&w, catalog, record, "rekey", writer, error) ||
         !qv_keyring_find(w.ring, key_ref, &key, error)) {
         return false;
     }
@@ -427,9 +459,12 @@ bool qv_job_header_backup(struct qv_catalog *catalog, const struct qv_image_reco
     if (lstat(path, &st) == 0) {
         return qv_fail(error, QV_ERROR_EXISTS, "%s: is there already", path);
     }
-    if (!refuse_plain(record, error) ||
-        !qv_catalog_image_open(catalog, record, QV_LOCK_READ, "command", "header-backup", 0,
-                               &handle, error)) {
+    (void)catalog;
+    if (!refuse_plain(record, error)) {
+        return false;
+    }
+    handle = peek(record, error);
+    if (handle == NULL) {
         return false;
     }
     w.handle = handle;

@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Key slots of encrypted images that nobody uses: add, remove, rotate, back up. Control; may block.
- */
+/* Key slots of encrypted images: add, remove, rotate, back up. Control; may block. */
 #ifndef QV_JOB_SLOTS_H
 #define QV_JOB_SLOTS_H
 
 #include "job/unlock.h"
+
+/** Who writes the slots of an image that is in use: a VM's processes. NULL in its place: nobody
+ * uses the image, we write. */
+struct qv_slot_writer {
+    bool (*set)(void *arg, unsigned index, const struct qv_enc_slot *slot, GError **error);
+    void *arg;
+};
 
 /** What a rotation did. Texts are owned. */
 struct qv_rekey_result {
@@ -24,17 +30,18 @@ void qv_rekey_result_clear(struct qv_rekey_result *result);
  * image here must have its private half here.
  */
 bool qv_job_rekey(struct qv_catalog *catalog, const struct qv_image_record *record, const char *key,
-                  struct qv_rekey_result *out, GError **error);
+                  const struct qv_slot_writer *writer, struct qv_rekey_result *out, GError **error);
 
 /** qv_job_slot_add - one more key opens the image; *@verified: see qv_job_slot_new.
  * QV_ERROR_EXISTS: it has a slot. */
 bool qv_job_slot_add(struct qv_catalog *catalog, const struct qv_image_record *record,
-                     const char *key, bool *verified, GError **error);
+                     const char *key, const struct qv_slot_writer *writer, bool *verified,
+                     GError **error);
 
 /** qv_job_slot_remove - @key (a key's name or fingerprint, or what the slot calls it) opens the
  * image no more. QV_ERROR_NOT_FOUND: no slot for it; QV_ERROR_USAGE: it is the last one. */
 bool qv_job_slot_remove(struct qv_catalog *catalog, const struct qv_image_record *record,
-                        const char *key, GError **error);
+                        const char *key, const struct qv_slot_writer *writer, GError **error);
 
 /** qv_job_slot_list - what the image says; the caller clears *@out. */
 bool qv_job_slot_list(struct qv_catalog *catalog, const struct qv_image_record *record,

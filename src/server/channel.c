@@ -29,6 +29,7 @@ static const struct {
     {"export-detach", server_export_co_detach},
     {"snapshot-delete", server_disk_co_snapshot_delete},
     {"disk-compact", server_disk_co_compact},
+    {"disk-key-slot", server_disk_co_key_slot},
 };
 
 static void channel_send(struct server *server, json_t *doc)

@@ -7,6 +7,8 @@
 #include "format/qcow2/compact.h"
 #include "format/qcow2/snapshot.h"
 #include "format/raw/compact.h"
+#include "format/encrypted/encrypted.h"
+#include "image/slot_json.h"
 #include "server/disk_int.h"
 
 /* Of the disk, dealt with while requests wait: milliseconds. */
@@ -195,5 +197,37 @@ bool server_disk_co_compact(struct server_request *req, json_t **result, GError 
         server_job_done(disk);
     }
     server_disk_unref(disk);
+    return ok;
+}
+
+/* ---- key slots ---- */
+
+/* What is written holds no secret that was not in the image before; the data key stays here. */
+bool server_disk_co_key_slot(struct server_request *req, json_t **result, GError **error)
+{
+    static const char *const keys[] = {"id", "index", "slot", NULL};
+    g_autofree struct qv_enc_slot *slot = NULL;
+    const char *id = NULL;
+    struct server_disk *disk;
+    uint64_t index = QV_ENC_SLOTS;
+    bool ok;
+
+    (void)result;
+    if (!qv_json_only_keys(req->args, "", keys, error) ||
+        !qv_json_read_text(req->args, "", "id", &id, error) ||
+        !qv_json_read_count(req->args, "", "index", 0, QV_ENC_SLOTS - 1, &index, error)) {
+        return false;
+    }
+    if (index == QV_ENC_SLOTS || json_object_get(req->args, "slot") == NULL) {
+        return qv_fail(error, QV_ERROR_USAGE, "index or slot: is missing");
+    }
+    if (!qv_slot_parse(json_object_get(req->args, "slot"), &slot, error) ||
+        !server_disk_co_lock(req->server, id, &disk, error)) {
+        return false;
+    }
+    ok = qv_enc_is(qv_disk_root(disk->disk))
+             ? qv_enc_co_node_slot_set(qv_disk_root(disk->disk), (unsigned)index, slot, error)
+             : qv_fail(error, QV_ERROR_USAGE, "%s: is not encrypted", id);
+    server_disk_unlock(disk);
     return ok;
 }

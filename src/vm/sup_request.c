@@ -309,6 +309,25 @@ static void request_compact(struct sup *sup, struct vm_ctl_request *request, con
     }
 }
 
+/* The slot was made by the command, which has the keys; nothing in it is secret. */
+static void request_key_slot(struct sup *sup, struct vm_ctl_request *request, const json_t *args)
+{
+    const struct sup_disk *disk = disk_of_request(sup, request, args);
+    json_t *slot = json_object_get(args, "slot"), *index = json_object_get(args, "index");
+
+    if (disk == NULL) {
+        return;
+    }
+    if (slot == NULL || index == NULL) {
+        refuse(request, QV_ERROR_USAGE, "index or slot is missing", NULL);
+        return;
+    }
+    qv_control_client_call_async(
+        sup->io, "disk-key-slot",
+        json_pack("{s:s, s:O, s:O}", "id", disk->id, "index", index, "slot", slot), NULL, 0,
+        on_job_done, request);
+}
+
 /* How far the job of a disk is; an empty object: there is none. */
 static void request_job(struct sup *sup, struct vm_ctl_request *request, const json_t *args)
 {
@@ -360,6 +379,8 @@ void sup_request(void *arg, struct vm_ctl_request *request, const char *command,
         request_snapshot_delete(sup, request, args);
     } else if (strcmp(command, "compact") == 0) {
         request_compact(sup, request, args);
+    } else if (strcmp(command, "key-slot") == 0) {
+        request_key_slot(sup, request, args);
     } else if (strcmp(command, "job") == 0) {
         request_job(sup, request, args);
     } else if (strcmp(command, "disk-attach") == 0) {

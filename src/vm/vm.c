@@ -119,6 +119,23 @@ bool qv_vm_image_snapshot_delete(struct qv_catalog *catalog, const char *name,
     return true;
 }
 
+bool qv_vm_image_key_slot(struct qv_catalog *catalog, const char *name,
+                          const struct qv_image_record *record, unsigned index, json_t *slot,
+                          GError **error)
+{
+    QV_CLEANUP(vm_place_clear) struct vm_place place = VM_PLACE_NONE;
+
+    vm_place_init(catalog, name, &place);
+    if (!vm_ctl_call(
+            &place, "key-slot",
+            json_pack("{s:s, s:i, s:o}", "path", record->path, "index", (int)index, "slot", slot),
+            NULL, error)) {
+        g_prefix_error(error, "%s: ", record->name);
+        return false;
+    }
+    return true;
+}
+
 bool qv_vm_image_compact(struct qv_catalog *catalog, const char *name,
                          const struct qv_image_record *record, const struct qv_job_watch *watch,
                          GError **error)

@@ -92,6 +92,12 @@ bool qv_vm_image_snapshot_delete(struct qv_catalog *catalog, const char *name,
                                  const struct qv_image_record *record, const char *snapshot,
                                  uint64_t rate, const struct qv_job_watch *watch, GError **error);
 
+/** qv_vm_image_key_slot - puts @slot (image/slot_json.h; taken over) into slot @index of the
+ * encrypted image @record, which the running VM @name has. Durable on return. */
+bool qv_vm_image_key_slot(struct qv_catalog *catalog, const char *name,
+                          const struct qv_image_record *record, unsigned index, json_t *slot,
+                          GError **error);
+
 /** qv_vm_image_compact - gives unused space of @record's image back, which the running VM @name
  * holds, beside its guest. It goes on when the caller dies, and ends early when the disk is resized
  * or the VM stops. Errors as above; QV_ERROR_CORRUPT: the image needs a repair. */

@@ -104,6 +104,31 @@ def test_a_crash_of_the_io_process_loses_nothing_the_guest_was_told(quantavirt, 
     assert int((root.parent / "a.raw").read_bytes()[:8]) >= count
 
 
+def test_keys_change_beside_the_guest(quantavirt, root):
+    quantavirt("storage", "create", "--name", "a", "--format", "encrypted", "--size", "8M")
+    for name in "kl":
+        quantavirt("pqc", "key-gen", "--algorithm", "ML-KEM-1024", "--name", name)
+    vm = Vm(quantavirt, root, "web", [disk("a")], COUNTER).create().start()
+    vm.wait_count()
+    quantavirt("storage", "key-slot", "add", "a", "--key", "k")
+    quantavirt("storage", "rekey", "a", "--key", "l")
+    assert sorted(s["key"] for s in quantavirt("storage", "key-slot", "list", "a", "--json").json()) == ["k", "l"]
+    quantavirt("storage", "key-slot", "remove", "a", "--key", "k")
+    for name in "ak":
+        quantavirt("pqc", "key-delete", name)
+    assert "needed by image a" in quantavirt("pqc", "key-delete", "l", code=4).stderr
+    vm.wait_count()
+    # The I/O process that is started anew gets the data key, by way of the new slot or from memory.
+    pid = vm.info()["io_pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_gone(pid)
+    vm.wait_count()
+    count = vm.count()
+    vm("stop", "--force")
+    quantavirt("storage", "export", "a", root.parent / "a.raw", "--format", "raw")
+    assert int((root.parent / "a.raw").read_bytes()[:8]) >= count
+
+
 def test_a_vm_whose_key_is_missing_says_which(quantavirt, root):
     quantavirt("storage", "create", "--name", "a", "--format", "encrypted", "--size", "8M")
     vm = Vm(quantavirt, root, "web", [disk("a")], COUNTER).create()
