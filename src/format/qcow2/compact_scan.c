@@ -63,9 +63,7 @@ static int co_drop_leaks(struct compact *c, struct qcow2_walk *w)
         ret = qcow2_shadow_co_get(&s, k, &have);
         if (ret == 0 && have > want) {
             c->result.leaked++;
-        }
-        for (; ret == 0 && have > want; have--) {
-            ret = qcow2_shadow_co_add(&s, k, 1, false);
+            ret = qcow2_shadow_co_set(&s, k, want);
         }
     }
     if (ret == 0 && c->result.leaked > 0) {

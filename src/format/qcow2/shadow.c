@@ -386,6 +386,20 @@ int qcow2_shadow_co_get(struct qcow2_shadow *s, uint64_t cluster, uint64_t *out)
     return ret;
 }
 
+int qcow2_shadow_co_set(struct qcow2_shadow *s, uint64_t cluster, uint64_t value)
+{
+    uint64_t index = cluster >> s->img->rb_bits;
+    int ret = co_load(s, index);
+
+    if (ret == 0) {
+        qcow2_refcount_set(s->blocks[index]->data, s->img->header.refcount_order,
+                           cluster & ((UINT64_C(1) << s->img->rb_bits) - 1), value);
+        s->blocks[index]->dirty = true;
+        s->blocks[index]->freed |= value == 0;
+    }
+    return ret;
+}
+
 /* What came of changing some refcounts. */
 struct outcome {
     bool bad; /* one of them could not be changed */

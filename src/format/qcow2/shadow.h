@@ -55,6 +55,8 @@ int qcow2_shadow_co_preload(struct qcow2_shadow *s);
  * less. -ERANGE: more than can be counted; -EUCLEAN: it had none; -EIO. After an error the shadow
  * can only be ended. */
 int qcow2_shadow_co_add(struct qcow2_shadow *s, uint64_t first, uint64_t count, bool up);
+/** qcow2_shadow_co_set - the refcount becomes @value, which fits. */
+int qcow2_shadow_co_set(struct qcow2_shadow *s, uint64_t cluster, uint64_t value);
 /** qcow2_shadow_co_get - the refcount to be. */
 int qcow2_shadow_co_get(struct qcow2_shadow *s, uint64_t cluster, uint64_t *out);
 /** qcow2_shadow_co_look - the refcount block of @cluster to be, to be read until the next yield. */
