@@ -78,7 +78,9 @@ bool qv_pci_load(struct qv_pci_function *fn, const uint8_t *bytes, size_t len, G
         return false;
     }
     memcpy(fn->config, head.config, sizeof(fn->config));
-    memcpy(fn->msix_table, bytes + sizeof(head), table_len);
+    if (table_len > 0) {
+        memcpy(fn->msix_table, bytes + sizeof(head), table_len);
+    }
     pci_config_changed(fn);
     qv_pci_intx_set(fn, qv_le32_get(head.intx_level) != 0);
     return true;
