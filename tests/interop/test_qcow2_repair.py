@@ -256,3 +256,17 @@ def test_random_damage_and_power_loss(tmpfs_dir):
     images = [rich_image(tmpfs_dir, options, f"{k}.qcow2") for k, options in enumerate(GEOMETRIES)]
     run(STRESS, "--runs", "180", "--seed", "3", "--qemu-img", paths.engine_program("qemu-img"), *images, cwd=tmpfs_dir,
         timeout=120)
+
+
+def test_an_encrypted_image_is_repaired(quantavirt, root):
+    quantavirt("pqc", "key-gen", "--algorithm", "ML-KEM-768", "--name", "k")
+    quantavirt("storage", "create", "--name", "e", "--format", "encrypted", "--size", "64M", "--key", "k")
+    path = root / "images/e.qcow2"
+    data = bytearray(path.read_bytes())
+    block = struct.unpack_from(">Q", data, struct.unpack_from(">Q", data, 48)[0])[0]
+    for cluster in (3, 5):  # what only the header, and what only the seal refers to
+        struct.pack_into(">H", data, block + 2 * cluster, 0)
+    path.write_bytes(data)
+    quantavirt("storage", "check", "e", code=5)
+    quantavirt("storage", "check", "e", "--repair")
+    quantavirt("storage", "check", "e", "--data")

@@ -220,6 +220,9 @@ static bool plan_data(struct repair *r, uint64_t host, uint64_t refs, GError **e
         c->kept += refs;
         return qcow2_repair_want(r, host, 1, refs, error);
     }
+    if ((r->walk.header.incompatible_features & QCOW2_INCOMPAT_QV_SEALED) != 0) {
+        return too_much("an encrypted cluster lies where metadata does", error);
+    }
     plan_copies(r, c, refs);
     return true;
 }

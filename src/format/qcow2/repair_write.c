@@ -387,6 +387,12 @@ static bool want_header(struct repair *r, GError **error)
             return false;
         }
     }
+    for (uint64_t k = 0; k < r->walk.nb_clusters; k++) {
+        if ((r->walk.kinds[k] & QCOW2_USE_FIXED) != 0 &&
+            !qcow2_repair_want(r, k << r->walk.header.cluster_bits, 1, 1, error)) {
+            return false;
+        }
+    }
     return qcow2_repair_want(r, 0, 1, 1, error);
 }
 

@@ -14,8 +14,9 @@ enum qcow2_use {
     QCOW2_USE_L2 = 4,
     QCOW2_USE_DATA = 8,
     QCOW2_USE_REFCOUNTS = 16,
-    QCOW2_USE_MULTI = 32, /* two structures that need a place of their own */
-    QCOW2_USE_OVER = 64,  /* more references than a refcount can hold */
+    QCOW2_USE_MULTI = 32,  /* two structures that need a place of their own */
+    QCOW2_USE_OVER = 64,   /* more references than a refcount can hold */
+    QCOW2_USE_FIXED = 128, /* metadata that repair does not know: it stays as it is */
 };
 /* Of these a cluster may have one; or data and compressed data. */
 #define QCOW2_USE_CLASSES                                                                          \

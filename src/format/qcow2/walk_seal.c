@@ -17,6 +17,13 @@ static bool claim_own(struct qcow2_walk *w, const char *what, uint64_t offset, u
         qcow2_corruption(w->out, "%s at 0x%" PRIx64 " overlaps other metadata", what, offset);
         w->structure++;
     }
+    if (result != QCOW2_CLAIM_OUTSIDE && len > 0) {
+        unsigned bits = w->header.cluster_bits;
+
+        for (uint64_t k = offset >> bits; k <= (offset + len - 1) >> bits; k++) {
+            w->kinds[k] |= QCOW2_USE_FIXED;
+        }
+    }
     return result == QCOW2_CLAIM_OK;
 }
 
