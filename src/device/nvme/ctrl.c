@@ -65,6 +65,18 @@ static bool any_cache(struct nvme_ctrl *c)
     return false;
 }
 
+static bool any_discard(struct nvme_ctrl *c)
+{
+    for (uint32_t i = 1; i < NVME_NSIDS; i++) {
+        const struct nvme_ns *ns = nvme_ns_get(c, i);
+
+        if (ns != NULL && qv_disk_discards(ns->disk) && !qv_disk_readonly(ns->disk)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void start_admin(struct nvme_ctrl *c)
 {
     struct nvme_order cq = {
@@ -94,6 +106,8 @@ void nvme_ctrl_enable(struct nvme_ctrl *c)
     /* What this driver is told; a disk with a cache that comes later is written through, because
      * a driver that was told of none does not flush. */
     c->has_cache = any_cache(c);
+    c->has_discard = any_discard(c);
+    c->used = true;
     nvme_features_reset(c);
     c->state = NVME_ENABLED;
     start_admin(c);
@@ -187,7 +201,8 @@ static void model_reset(struct qv_pci_function *fn)
     c->cc = 0;
     atomic_store(&c->shared.dma, false);
     atomic_store(&c->shared.paused, false);
-    c->power_cycles++;
+    c->power_cycles += c->used; /* power went, as far as the guest can tell */
+    c->used = false;
     stop(c); /* also when it is off: nothing of before may run on any worker afterwards */
 }
 

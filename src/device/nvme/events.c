@@ -9,7 +9,8 @@
 
 #include "device/nvme/nvme_int.h"
 
-#define PENDING (1u << 31)
+#define PENDING    (1u << 31)
+#define POSTED_MAX 64u /* events on their way to the home thread */
 
 /* Completes the AER with @cid. */
 static void aer_complete(struct nvme_ctrl *c, uint16_t cid, unsigned status, uint32_t dw0)
@@ -102,8 +103,12 @@ static void run_posted(struct qv_work *work)
 void nvme_event_post(struct nvme_ctrl *c, enum nvme_event_type type, unsigned info,
                      enum nvme_log log)
 {
-    struct posted_event *e = g_new0(struct posted_event, 1);
+    struct posted_event *e;
 
+    if (atomic_load(&c->events_posted) >= POSTED_MAX) {
+        return; /* a guest that makes more of them than we can tell it of */
+    }
+    e = g_new0(struct posted_event, 1);
     e->work.fn = run_posted;
     e->type = type;
     e->info = info;

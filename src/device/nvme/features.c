@@ -122,6 +122,10 @@ void nvme_get_features(struct nvme_req *req)
         value = f.error_recovery;
         break;
     case NVME_FEAT_WRITE_CACHE:
+        if (!c->has_cache) {
+            nvme_end(req, NVME_SC_INVALID_FIELD | NVME_DNR);
+            return;
+        }
         value = f.write_cache;
         break;
     case NVME_FEAT_QUEUES:

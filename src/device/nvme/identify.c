@@ -79,6 +79,7 @@ enum {
 #define OACS_DBBUF     (1u << 8)
 #define LPA_EFFECTS    (1u << 1)
 #define LPA_EXTENDED   (1u << 2)
+#define ONCS_DSM       (1u << 2)
 #define ONCS_SUPPORTED (1u << 0 | 1u << 2 | 1u << 3 | 1u << 4 | 1u << 6 | 1u << 7)
 #define VWC_PRESENT    (1u << 0)
 #define VWC_FLUSH_ALL  (3u << 1)
@@ -160,7 +161,9 @@ static unsigned fill_ctrl(struct nvme_req *req, uint8_t *buf)
     buf[ID_CQES] = 4 << 4 | 4;
     put16(buf, ID_MAXCMD, NVME_QUEUE_ENTRIES);
     put32(buf, ID_NN, QV_NVME_NAMESPACES_MAX);
-    put16(buf, ID_ONCS, ONCS_SUPPORTED);
+    /* Linux takes from here, for all namespaces, whether there is discard: so it stands for what
+     * the disks do. The command is there in any case. */
+    put16(buf, ID_ONCS, (uint16_t)(c->has_discard ? ONCS_SUPPORTED : ONCS_SUPPORTED & ~ONCS_DSM));
     buf[ID_VWC] = VWC_FLUSH_ALL | (c->has_cache ? VWC_PRESENT : 0);
     put32(buf, ID_SGLS, SGLS_SUPPORTED);
     put_nqn(c, buf);

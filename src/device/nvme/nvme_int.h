@@ -343,7 +343,9 @@ struct nvme_ctrl {
     uint64_t dbbuf_shadow, dbbuf_event;
     struct nvme_qinfo q[NVME_QIDS];
     struct nvme_features feat;
-    bool has_cache; /* VWC as reported since it was enabled */
+    bool has_cache;   /* VWC as reported since it was enabled */
+    bool has_discard; /* likewise, Dataset Management */
+    bool used;        /* enabled since the function's reset */
     unsigned groups_out;
     atomic_uint events_posted; /* by workers, on their way to the home thread */
     unsigned aborts;           /* Abort commands under way */

@@ -58,7 +58,7 @@ struct saved_queue {
 struct saved {
     uint32_t queues, cc, csts, aqa, intms;
     uint64_t asq, acq;
-    bool enabled, fatal, has_cache, temp_warned;
+    bool enabled, fatal, has_cache, has_discard, temp_warned;
     struct nvme_features feat;
     uint64_t no_coalesce[2];
     uint64_t dbbuf_shadow, dbbuf_event;
@@ -106,6 +106,7 @@ static void put_common(const struct nvme_ctrl *c, GByteArray *out)
     put(out, c->state == NVME_ENABLED, 1);
     put(out, atomic_load(&c->shared.fatal), 1);
     put(out, c->has_cache, 1);
+    put(out, c->has_discard, 1);
     put(out, c->temp_warned, 1);
     put(out, f->arbitration, 4);
     put(out, f->power, 4);
@@ -216,6 +217,7 @@ static void get_common(struct reader *r, struct saved *s)
     s->enabled = get(r, 1);
     s->fatal = get(r, 1);
     s->has_cache = get(r, 1);
+    s->has_discard = get(r, 1);
     s->temp_warned = get(r, 1);
     f->arbitration = (uint32_t)get(r, 4);
     f->power = (uint32_t)get(r, 4);
@@ -357,6 +359,8 @@ static void apply_common(struct nvme_ctrl *c, const struct saved *s)
     c->asq = s->asq & ~UINT64_C(0xfff);
     c->acq = s->acq & ~UINT64_C(0xfff);
     c->has_cache = s->has_cache;
+    c->has_discard = s->has_discard;
+    c->used = true;
     c->feat = s->feat;
     c->feat.write_cache = s->feat.write_cache && s->has_cache;
     nvme_features_publish(c);

@@ -65,10 +65,26 @@ static void test_write_cache_is_what_the_disk_says(void **state)
         drv_enable(d);
         assert_int_equal(identify(d, 1, 0), 0);
         assert_int_equal(field(d, 525, 1) & 1, !through);
-        assert_int_equal(drv_admin(d, (struct cmd){.opcode = GET, .dw10 = 6}, &dw0), 0);
+        assert_int_equal(drv_admin(d, (struct cmd){.opcode = GET, .dw10 = 6}, &dw0),
+                         through ? 2 | DNR : 0);
         assert_int_equal(dw0, !through);
         assert_int_equal(drv_admin(d, (struct cmd){.opcode = SET, .dw10 = 6, .dw11 = 0}, NULL),
                          through ? 2 | DNR : 0);
+        drv_free(d);
+    }
+}
+
+/* Linux takes it from there for all namespaces. */
+static void test_dataset_management_is_what_the_disk_says(void **state)
+{
+    for (int off = 0; off < 2; off++) {
+        struct drv *d = drv_new(&(struct drv_opts){.no_discard = off});
+
+        drv_enable(d);
+        assert_int_equal(identify(d, 1, 0), 0);
+        assert_int_equal(field(d, 520, 2), off ? 0xd9 : 0xdd);
+        assert_int_equal(identify(d, 0, 1), 0);
+        assert_int_equal(field(d, 33, 1), off ? 0 : 9);
         drv_free(d);
     }
 }
@@ -533,6 +549,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_identify_controller),
         cmocka_unit_test(test_write_cache_is_what_the_disk_says),
+        cmocka_unit_test(test_dataset_management_is_what_the_disk_says),
         cmocka_unit_test(test_identify_namespace),
         cmocka_unit_test(test_identify_lists),
         cmocka_unit_test(test_features_keep_their_values),

@@ -230,6 +230,141 @@ static void test_reset_with_requests_in_flight(void **state)
     drv_free(d);
 }
 
+/* What a driver does, one step after the other, without waiting for what may not come. */
+static void admin_nowait(struct drv *d, struct cmd cmd)
+{
+    drv_put(d, 0, &cmd);
+    drv_ring(d, 0);
+    drv_meet(d);
+}
+
+static void io_nowait(struct drv *d, struct cmd cmd)
+{
+    drv_put(d, 1, &cmd);
+    drv_ring(d, 1);
+    drv_meet(d);
+}
+
+#define RESET_STEPS 16u
+
+static void do_step(struct drv *d, unsigned step, uint64_t page)
+{
+    switch (step) {
+    case 0:
+        drv_write(d, REG_AQA, 0x003f003f, 4);
+        break;
+    case 1:
+        drv_enable(d);
+        break;
+    case 2:
+        admin_nowait(d, (struct cmd){.opcode = 12}); /* AER */
+        break;
+    case 3:
+        admin_nowait(d, (struct cmd){.opcode = 6, .prp1 = d->admin_page, .dw10 = 1});
+        break;
+    case 4:
+        admin_nowait(d, (struct cmd){.opcode = 5,
+                                     .prp1 = d->q[1].cq,
+                                     .dw10 = (DRV_ENTRIES - 1) << 16 | 1,
+                                     .dw11 = 1 << 16 | 3});
+        break;
+    case 5:
+        admin_nowait(d, (struct cmd){.opcode = 1,
+                                     .prp1 = d->q[1].sq,
+                                     .dw10 = (DRV_ENTRIES - 1) << 16 | 1,
+                                     .dw11 = 1 << 16 | 1});
+        break;
+    case 6:
+        io_nowait(d, drv_rw(d, 2, 1, 0, 8, page));
+        break;
+    case 7:
+        io_nowait(d, drv_rw(d, 1, 2, 0, 8, page));
+        break;
+    case 8:
+        admin_nowait(d, (struct cmd){.opcode = 0x7c, .prp1 = page + 8192, .prp2 = page + 12288});
+        break;
+    case 9:
+        *(uint32_t *)drv_ptr(d, page + 8192 + 8) = d->q[1].tail;
+        io_nowait(d, (struct cmd){.opcode = 0, .nsid = UINT32_MAX});
+        break;
+    case 10:
+        *(uint32_t *)drv_ptr(d, page + 8192 + 8) = d->q[1].tail + 1;
+        io_nowait(d, drv_rw(d, 5, 1, 0, 8, page)); /* Compare */
+        break;
+    case 11:
+        admin_nowait(d, (struct cmd){.opcode = 9, .dw10 = 6}); /* cache off: flushes */
+        break;
+    case 12:
+        admin_nowait(d, (struct cmd){.opcode = 0, .dw10 = 1}); /* Delete SQ, with I/O in flight */
+        break;
+    case 13:
+        admin_nowait(d, (struct cmd){.opcode = 8, .dw10 = 1}); /* Abort */
+        break;
+    case 14:
+        admin_nowait(d, (struct cmd){.opcode = 4, .dw10 = 1}); /* Delete CQ: in use */
+        break;
+    default:
+        drv_write(d, REG_CC, CC_ON | 1 << 14, 4); /* shutdown */
+        break;
+    }
+}
+
+static void reset_after(struct drv *d, unsigned last, bool hold, bool function, uint64_t page)
+{
+    struct cqe cqe;
+
+    memset(drv_ptr(d, page), 0, 16384);
+    d->q[1].tail = d->q[1].head = 0;
+    d->q[1].phase = true;
+    for (unsigned i = 0; i < 2; i++) {
+        atomic_store(&d->ctl[i].hold, hold);
+    }
+    for (unsigned step = 0; step <= last; step++) {
+        do_step(d, step, page);
+    }
+    if (function) {
+        atomic_store(&d->ctl[0].hold, false);
+        atomic_store(&d->ctl[1].hold, false);
+        drv_release(d, 0);
+        drv_release(d, 1);
+        drv_reset(d);
+        drv_bus_master(d, true);
+    } else {
+        drv_write(d, REG_CC, CC_ON & ~1u, 4);
+        atomic_store(&d->ctl[0].hold, false);
+        atomic_store(&d->ctl[1].hold, false);
+        drv_release(d, 0);
+        drv_release(d, 1);
+        drv_disable(d);
+    }
+    assert_int_equal(drv_csts(d), 0);
+    while (drv_get(d, 0, &cqe)) {
+    }
+    drv_meet(d);
+    assert_false(drv_get(d, 0, &cqe)); /* nothing comes any more */
+    drv_queues(d, 1);
+    assert_int_equal(drv_do(d, 1, drv_rw(d, 2, 1, 0, 8, page)), 0);
+    drv_disable(d);
+}
+
+static void test_reset_at_every_point(void **state)
+{
+    struct drv *d = drv_new(&(struct drv_opts){.disks = 2});
+    uint64_t page = drv_alloc(d, 16384);
+
+    d->q[1].sq = drv_alloc(d, 4096 * 64);
+    d->q[1].cq = drv_alloc(d, 4096 * 16);
+    d->q[1].sq_size = d->q[1].cq_size = DRV_ENTRIES;
+    drv_enable(d); /* gives the admin queue its memory */
+    drv_disable(d);
+    for (unsigned how = 0; how < 4; how++) {
+        for (unsigned last = 0; last < RESET_STEPS; last++) {
+            reset_after(d, last, how & 1, how & 2, page);
+        }
+    }
+    drv_free(d);
+}
+
 static void test_shutdown_flushes(void **state)
 {
     struct drv *d = drv_new(&(struct drv_opts){.disks = 3});
@@ -461,6 +596,7 @@ int main(void)
         cmocka_unit_test(test_quick_disable_and_enable),
         cmocka_unit_test(test_reset_forgets_everything),
         cmocka_unit_test(test_reset_with_requests_in_flight),
+        cmocka_unit_test(test_reset_at_every_point),
         cmocka_unit_test(test_shutdown_flushes),
         cmocka_unit_test(test_no_dma_without_bus_mastering),
         cmocka_unit_test(test_completion_waits_for_bus_mastering),
