@@ -218,6 +218,33 @@ struct model_sector *model_record_end(struct model *m, uint64_t *size)
     return r;
 }
 
+void model_restore_begin(struct model *m, const struct model_sector *sectors)
+{
+    pthread_mutex_lock(&m->lock);
+    for (uint64_t i = 0; i < m->n; i++) {
+        struct model_sector *s = &m->sectors[i];
+
+        if (s->in_flight == 0) {
+            s->n_now = 0;
+        }
+        s->only_discards = false;
+        s->in_flight++;
+        s->epoch++;
+        for (uint8_t k = 0; k < sectors[i].n_may && k < MODEL_CANDIDATES; k++) {
+            add(s->now, &s->n_now, sectors[i].may[k]);
+        }
+        if (sectors[i].n_may > MODEL_CANDIDATES) {
+            s->n_now = MODEL_CANDIDATES + 1; /* anything */
+        }
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
+void model_restore_end(struct model *m)
+{
+    model_end(m, MODEL_WRITE, 0, m->n * MODEL_SECTOR);
+}
+
 void model_restore(struct model *m, const struct model_sector *sectors, uint64_t size)
 {
     uint64_t n = size / MODEL_SECTOR;

@@ -63,6 +63,11 @@ bool model_check(struct model *m, uint64_t offset, uint64_t len, const void *buf
 void model_record_begin(struct model *m);
 struct model_sector *model_record_end(struct model *m, uint64_t *size);
 
+/** model_restore_begin, _end - every sector becomes what @sectors say, of the disk's size, while
+ * other requests are under way. */
+void model_restore_begin(struct model *m, const struct model_sector *sectors);
+void model_restore_end(struct model *m);
+
 /** model_restore - the disk holds what was recorded. Nothing is in flight. */
 void model_restore(struct model *m, const struct model_sector *sectors, uint64_t size);
 

@@ -9,7 +9,8 @@
  *               [--qemu-img PROGRAM] [--snapshots] [--extended-l2] [--data-file] [--encrypted]
  *               [--compact]
  *
- * --snapshots: meanwhile snapshots come and go, and between rounds one may be restored.
+ * --snapshots: meanwhile snapshots come and go and are restored, also between rounds, where the
+ * disk may get another size.
  * --compact: meanwhile the image is compacted.
  */
 #include <errno.h>
@@ -68,7 +69,7 @@ static struct {
     struct model_sector *sectors;
     uint64_t size;
 } snapshots[SNAPSHOTS_MAX];
-static int n_snapshots, snapshots_made, compactions;
+static int n_snapshots, restored_now, snapshots_made, compactions;
 static struct qcow2_compact_result compacted;
 
 static _Noreturn void die(const char *what, const GError *error)
@@ -381,6 +382,27 @@ static void co_compact(GRand *rand)
     compacted.moved += result.moved;
 }
 
+/* While requests go on, so the disk must keep its size. */
+static void co_restore_now(GRand *rand)
+{
+    int i = g_rand_int_range(rand, 0, n_snapshots), tries = n_snapshots;
+    GError *error = NULL;
+
+    while (tries > 0 && snapshots[i].size != atomic_load(&node->size)) {
+        i = (i + 1) % n_snapshots;
+        tries--;
+    }
+    if (tries == 0) {
+        return;
+    }
+    model_restore_begin(&model, snapshots[i].sectors);
+    if (!qcow2_co_snapshot_restore(node, snapshots[i].name, &error)) {
+        die("snapshot restore", error);
+    }
+    model_restore_end(&model);
+    restored_now++;
+}
+
 /* What is done to the image besides requests. */
 static void co_snapshots(void *arg)
 {
@@ -392,6 +414,8 @@ static void co_snapshots(void *arg)
             co_compact(w->rand);
         } else if (n_snapshots < SNAPSHOTS_MAX && g_rand_int_range(w->rand, 0, 5) < 3) {
             co_snapshot_create();
+        } else if (n_snapshots > 0 && g_rand_boolean(w->rand)) {
+            co_restore_now(w->rand);
         } else if (n_snapshots > 0) {
             co_snapshot_delete(w->rand);
         }
@@ -492,6 +516,9 @@ static void run(void)
     qemu_check();
     printf("%d rounds, %" PRIu64 " requests, %" PRIu64 " nonces", rounds, ops_done,
            enc_test_nonces_count());
+    if (opt.snapshots) {
+        printf(", %d restores amid requests", restored_now);
+    }
     if (opt.compact) {
         printf(", %d compactions: %" PRIu64 " clusters dropped, %" PRIu64 " moved", compactions,
                compacted.zero, compacted.moved);
