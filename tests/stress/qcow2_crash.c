@@ -7,7 +7,7 @@
  *
  *   qcow2_crash [--seed N] [--runs N] [--states N] [--cluster-bits N] [--refcount-bits N]
  *               [--version 2|3] [--backing] [--cache BYTES] [--faults PER-MILLE] [--device]
- *               [--snapshots] [--extended-l2] [--data-file] [--bitmap] [--compact]
+ *               [--snapshots] [--extended-l2] [--data-file] [--bitmap] [--compressed] [--compact]
  *               [--qemu-img PROGRAM]
  *
  * --snapshots: meanwhile snapshots are made, deleted and restored; each must be there as a whole or
@@ -27,6 +27,7 @@
 #include "format/qcow2/compact.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/snapshot.h"
+#include "format/qcow2/stream.h"
 #include "format/qcow2/walk.h"
 #include "format/raw/raw.h"
 #include "io/coroutine.h"
@@ -46,7 +47,7 @@
 static struct {
     int seed, runs, states, cluster_bits, refcount_bits, version, cache, faults;
     gint64 size;
-    gboolean backing, device, snapshots, extended_l2, data_file, bitmap, compact;
+    gboolean backing, device, snapshots, extended_l2, data_file, bitmap, compressed, compact;
     char *qemu_img;
 } opt = {.seed = 1,
          .runs = 4,
@@ -369,11 +370,19 @@ static void co_snapshots(void *arg)
 
 /* ---- judging a state ---- */
 
+/* How much of an image holds the sectors' first content, compressed. */
+static uint64_t compressed_bytes(void)
+{
+    return qv_align_down((uint64_t)opt.size * 3 / 4, UINT64_C(1) << opt.cluster_bits);
+}
+
 /* Whether @id may stand in a sector after power loss at @when. */
 static bool allowed(const GArray *ops_of, uint64_t sector, uint32_t id, uint64_t flushed,
                     uint64_t when)
 {
-    uint64_t backing_sectors = MIN(backing_bytes.size, (uint64_t)opt.size) / MODEL_SECTOR;
+    uint64_t backing_sectors = opt.compressed
+                                   ? compressed_bytes() / MODEL_SECTOR
+                                   : MIN(backing_bytes.size, (uint64_t)opt.size) / MODEL_SECTOR;
     bool covered = false; /* something durable lies over what was there at first */
 
     for (guint i = 0; i < ops_of->len; i++) {
@@ -684,6 +693,22 @@ static void co_explore(const uint8_t *base, uint64_t base_size, uint64_t from)
 
 /* ---- one run ---- */
 
+/* The image begins full of compressed clusters, which requests then write over. */
+static void co_compress(struct qv_node *file, const struct qcow2_create_opts *opts)
+{
+    g_autofree char *buf = g_malloc(compressed_bytes());
+    struct qcow2_stream *s = NULL;
+    GError *error = NULL;
+
+    model_fill(buf, 0, compressed_bytes(), 1);
+    if (!qcow2_stream_new(file, opts, &s, &error) ||
+        qcow2_stream_co_write(s, 0, buf, compressed_bytes()) != 0 ||
+        !qcow2_stream_co_end(s, &error)) {
+        die("compress", error);
+    }
+    qcow2_stream_free(s);
+}
+
 static void co_create(void)
 {
     struct qcow2_create_opts opts = {
@@ -699,7 +724,9 @@ static void co_create(void)
     struct qv_node *file = trace_node_new(&trace);
     GError *error = NULL;
 
-    if (!qcow2_co_create(file, &opts, &error)) {
+    if (opt.compressed) {
+        co_compress(file, &opts);
+    } else if (!qcow2_co_create(file, &opts, &error)) {
         die("create", error);
     }
     if (opt.bitmap) {
@@ -818,6 +845,7 @@ int main(int argc, char **argv)
         {"snapshots", 0, 0, G_OPTION_ARG_NONE, &opt.snapshots, NULL, NULL},
         {"compact", 0, 0, G_OPTION_ARG_NONE, &opt.compact, NULL, NULL},
         {"extended-l2", 0, 0, G_OPTION_ARG_NONE, &opt.extended_l2, NULL, NULL},
+        {"compressed", 0, 0, G_OPTION_ARG_NONE, &opt.compressed, NULL, NULL},
         {"bitmap", 0, 0, G_OPTION_ARG_NONE, &opt.bitmap, NULL, NULL},
         {"data-file", 0, 0, G_OPTION_ARG_NONE, &opt.data_file, NULL, NULL},
         {"qemu-img", 0, 0, G_OPTION_ARG_FILENAME, &opt.qemu_img, NULL, NULL},
