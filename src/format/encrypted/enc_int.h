@@ -105,12 +105,13 @@ struct enc_waiter {
 };
 
 struct enc_log {
-    uint64_t at;     /* host offset of the ring */
-    uint32_t blocks; /* of the ring */
-    uint32_t head;   /* block where the next record goes, if it fits */
-    uint64_t seq;    /* of the next record */
-    GArray *live;    /* of struct enc_live, oldest first */
-    bool used;       /* a record was written by this open, or found */
+    uint64_t at;                /* host offset of the ring */
+    uint32_t blocks;            /* of the ring */
+    uint32_t last, last_blocks; /* the newest record */
+    uint32_t head;              /* block where the next record goes, if it fits */
+    uint64_t seq;               /* of the next record */
+    GArray *live;               /* of struct enc_live, oldest first */
+    bool used;                  /* a record was written by this open, or found */
 };
 
 struct enc_image {
@@ -300,6 +301,11 @@ void enc_log_appended(struct enc_image *enc, uint32_t at, uint32_t blocks);
 /** enc_log_co_end - writes a record that says that no other is needed. */
 int enc_log_co_end(struct enc_image *enc);
 uint64_t enc_log_tail(const struct enc_image *enc);
+
+/* ---- sweep.c ---- */
+
+/** enc_co_epochs_drop - see qv_enc_co_epochs_drop. */
+bool enc_co_epochs_drop(struct enc_image *enc, bool *old_key, GError **error);
 
 /* ---- replay.c ---- */
 

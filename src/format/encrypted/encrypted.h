@@ -153,6 +153,12 @@ bool qv_enc_is(const struct qv_node *node);
 /** qv_enc_get_info - of an open image. False: @node is none. */
 bool qv_enc_get_info(struct qv_node *node, struct qv_enc_info *out);
 
+/**
+ * qv_enc_co_epochs_drop - forgets epochs that no sector uses any more; with the last one of an
+ * older data key, that key. *@old_key: whether one is still needed. No other request is under way.
+ */
+bool qv_enc_co_epochs_drop(struct qv_node *node, bool *old_key, GError **error);
+
 /** qv_enc_torn_in_use - whether the log of an open image carries data. */
 bool qv_enc_torn_in_use(struct qv_node *node);
 

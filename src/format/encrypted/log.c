@@ -57,6 +57,8 @@ void enc_log_appended(struct enc_image *enc, uint32_t at, uint32_t blocks)
     struct enc_live l = {.seq = log->seq, .at = at, .blocks = blocks};
 
     g_array_append_val(log->live, l);
+    log->last = at;
+    log->last_blocks = blocks;
     log->head = at + blocks;
     log->seq++;
     log->used = true;

@@ -8,6 +8,9 @@
 #include "base/log.h"
 #include "format/encrypted/enc_int.h"
 
+/* From here on those that nobody uses are looked for when an image is opened. */
+#define EPOCHS_MANY (ENC_EPOCHS_MAX / 4 * 3)
+
 static bool enc_co_open(struct qcow2_seal *seal, const struct qcow2_seal_host *host,
                         GError **error);
 static void enc_each_meta(struct qcow2_seal *seal,
@@ -198,6 +201,15 @@ static bool enc_co_start(struct qcow2_seal *seal, GError **error)
         }
     }
     enc->opened = true;
+    if (enc->dek != NULL && !enc->check_only && !enc->readonly &&
+        enc->area.nb_epochs > EPOCHS_MANY) {
+        g_autoptr(GError) why = NULL;
+        bool old_key;
+
+        if (!enc_co_epochs_drop(enc, &old_key, &why)) {
+            qv_warn("%s: %s", enc->seal.node.name, why->message);
+        }
+    }
     return true;
 }
 

@@ -408,6 +408,8 @@ bool enc_co_replay(struct enc_image *enc, GError **error)
 
         enc->log.seq = newest->seq + 1;
         enc->log.head = newest->at + newest->blocks;
+        enc->log.last = newest->at;
+        enc->log.last_blocks = newest->blocks;
         enc->applied = enc->settled = r.settled;
         /* Closed properly: the last record is empty and needs no other. */
         rest = r.found->len > 1 || newest->items > 0;
