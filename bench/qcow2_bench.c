@@ -5,10 +5,10 @@
  *
  *     qcow2_bench FILE FORMAT WHAT [DEPTH [GIB [FLUSH-EVERY]]]
  *
- * FORMAT: qcow2, raw. WHAT: new (a fresh image; each request the first in its 64 KiB), write, read
- * (of an image that "new" has filled before, in the same run; not counted). FLUSH-EVERY: a flush
- * after each so many requests, 0: none. FILE is overwritten and removed. Prints requests a second
- * and CPU time per request of the whole process, user and system.
+ * FORMAT: qcow2, raw, encrypted. WHAT: new (a fresh image; each request the first in its 64 KiB),
+ * write, read (of an image that "new" has filled before, in the same run; not counted).
+ * FLUSH-EVERY: a flush after each so many requests, 0: none. FILE is overwritten and removed.
+ * Prints requests a second and CPU time per request of the whole process, user and system.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "backend/file/file.h"
+#include "enc_image.h"
 #include "format/qcow2/qcow2.h"
 #include "format/raw/raw.h"
 #include "io/coroutine.h"
@@ -133,7 +134,7 @@ static void measure(struct qv_thread *thread, enum qv_op op, const char *name)
 
 struct setup {
     const char *path;
-    bool raw;
+    bool raw, encrypted;
 };
 
 static void co_open(void *arg)
@@ -150,6 +151,13 @@ static void co_open(void *arg)
     if (ok && s->raw) {
         ok = qv_node_co_truncate(file, create_opts.size) == 0 &&
              qv_raw_co_open(file, s->path, false, &b.node, &error);
+    } else if (ok && s->encrypted) {
+        QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = enc_test_secret('d');
+        struct qv_enc_create_opts enc_create = {.qcow2 = create_opts};
+        struct qv_enc_open_opts enc_open = {.qcow2 = open_opts, .dek = dek};
+
+        ok = enc_test_co_create(file, &enc_create, &error) &&
+             qv_enc_co_open(file, &enc_open, &b.node, &error);
     } else if (ok) {
         ok = qcow2_co_create(file, &create_opts, &error) &&
              qcow2_co_open(file, &open_opts, &b.node, &error);
@@ -180,7 +188,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: qcow2_bench FILE FORMAT WHAT [DEPTH [GIB [FLUSH-EVERY]]]\n");
         return 2;
     }
-    setup = (struct setup){.path = argv[1], .raw = strcmp(argv[2], "raw") == 0};
+    setup = (struct setup){.path = argv[1],
+                           .raw = strcmp(argv[2], "raw") == 0,
+                           .encrypted = strcmp(argv[2], "encrypted") == 0};
     b.depth = argc > 4 ? (unsigned)MIN(strtoul(argv[4], NULL, 10), DEPTH_MAX) : 64;
     b.clusters = (argc > 5 ? strtoul(argv[5], NULL, 10) : 4) * (UINT64_C(1) << 30) / CLUSTER;
     b.total = b.clusters;
