@@ -39,12 +39,18 @@ static void set_level(struct nvme_cq *cq, bool level)
 }
 
 /* Asks for a kick with the next head doorbell, and looks once more: a write that came before the
- * wish was seen brought none. */
+ * wish was seen brought none. The event index must be the head that we know when we stop looking;
+ * this ends, because the head can not pass the tail. */
 static void want_head(struct nvme_cq *cq)
 {
+    uint32_t armed;
+
     atomic_store(&cq->wants_kick, true);
-    nvme_cq_arm(cq);
-    cq->head = nvme_cq_head(cq);
+    do {
+        armed = cq->head;
+        nvme_cq_arm(cq);
+        cq->head = nvme_cq_head(cq);
+    } while (cq->head != armed);
 }
 
 static void signal_pin(struct nvme_cq *cq)
