@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <inttypes.h>
+
 #include "base/error.h"
 #include "cli/commands.h"
 #include "cli/storage.h"
@@ -12,6 +14,29 @@ static const struct cli_option options[] = {
     {0},
 };
 
+static int reencrypt(struct cli *cli, const struct qv_image_record *record, const char *key)
+{
+    struct cli_progress *progress = cli_progress_new(cli, "rekey");
+    struct qv_job_watch watch = cli_watch(progress);
+    struct qv_reencrypt_result result;
+    g_autoptr(GError) error = NULL;
+    bool ok = qv_job_reencrypt(cli->catalog, record, key, &watch, &result, &error);
+
+    cli_progress_free(progress);
+    if (!ok) {
+        return cli_fail(cli, error);
+    }
+    if (cli->json) {
+        return cli_print_json(cli, json_pack("{s:s, s:s, s:I, s:b}", "image", record->name, "key",
+                                             key, "sectors", (json_int_t)result.sectors, "resumed",
+                                             result.resumed));
+    }
+    cli_say(cli, "%s: has another data key; %" PRIu64 " sectors were sealed anew%s", record->name,
+            result.sectors, result.resumed ? " (an earlier run had begun)" : "");
+    cli_say(cli, "Keys and header backups from before open this image no more");
+    return 0;
+}
+
 static int run(struct cli *cli, const struct cli_args *args)
 {
     QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
@@ -19,9 +44,13 @@ static int run(struct cli *cli, const struct cli_args *args)
     QV_CLEANUP(cli_slot_writer_clear) struct cli_slot_writer writer = {0};
     g_autoptr(GError) error = NULL;
 
-    if ((cli_flag(args, "reencrypt") && !qv_job_later("--reencrypt", &error)) ||
-        !cli_find_image(cli, cli_arg(args, 0), NULL, false, &record, &error) ||
-        !qv_job_rekey(cli->catalog, record, cli_text(args, "key"),
+    if (!cli_find_image(cli, cli_arg(args, 0), NULL, false, &record, &error)) {
+        return cli_fail(cli, error);
+    }
+    if (cli_flag(args, "reencrypt")) {
+        return reencrypt(cli, record, cli_text(args, "key"));
+    }
+    if (!qv_job_rekey(cli->catalog, record, cli_text(args, "key"),
                       cli_slot_writer(cli, record, &writer), &result, &error)) {
         return cli_fail(cli, error);
     }
@@ -52,7 +81,11 @@ const struct cli_command cli_storage_rekey = {
                "and only then "
                "erases the slot of the key that opened it before. It takes the same moment for "
                "every size. "
-               "Whoever has the old key and an old copy of the key area still has the data key.",
+               "Whoever has the old key and an old copy of the key area still has the data key: "
+               "--reencrypt "
+               "replaces that too, and rewrites every sector of the disk and its snapshots. It may "
+               "be stopped at "
+               "any moment, and goes on when run again; the image must not be in use.",
     .options = options,
     .fn = run,
 };

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "job/slots.h"
+#include "job/slots_int.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,19 +12,7 @@
 
 #define BACKUP_MAX ((size_t)4 << 20)
 
-/* An image under work: locked, its keyring locked, what it says, its data key. */
-struct work {
-    struct qv_catalog *catalog;
-    struct qv_image_handle *handle;
-    struct qv_keyring *ring;
-    int key_lock;
-    struct qv_enc_info info;
-    struct qv_secret *dek;
-    unsigned opened;                     /* the slot that gave it */
-    const struct qv_slot_writer *writer; /* NULL: this process */
-};
-
-static void work_clear(struct work *w)
+void slots_work_clear(struct slots_work *w)
 {
     qv_enc_info_clear(&w->info);
     qv_secret_free(w->dek);
@@ -59,10 +47,11 @@ static struct qv_image_handle *peek(const struct qv_image_record *record, GError
 
 /* Changes of slots exclude each other: by the lock of the image, or where a VM holds that, by the
  * keyring's. */
-static bool begin(struct work *w, struct qv_catalog *catalog, const struct qv_image_record *record,
-                  const char *what, const struct qv_slot_writer *writer, GError **error)
+bool slots_begin(struct slots_work *w, struct qv_catalog *catalog,
+                 const struct qv_image_record *record, const char *what,
+                 const struct qv_slot_writer *writer, GError **error)
 {
-    *w = (struct work){.catalog = catalog, .key_lock = -1, .writer = writer};
+    *w = (struct slots_work){.catalog = catalog, .key_lock = -1, .writer = writer};
     if (!refuse_plain(record, error)) {
         return false;
     }
@@ -87,7 +76,7 @@ static bool begin(struct work *w, struct qv_catalog *catalog, const struct qv_im
 /* ---- the key area ---- */
 
 struct change {
-    const struct work *w;
+    const struct slots_work *w;
     unsigned index;
     const struct qv_enc_slot *slot; /* NULL: none */
     GBytes *backup;
@@ -130,7 +119,7 @@ static bool co_change(void *arg, GError **error)
     return ok && (rc == 0 || qv_fail_errno(error, rc, "%s: closing it", handle->record->name));
 }
 
-static bool slot_set(const struct work *w, unsigned index, const struct qv_enc_slot *slot,
+static bool slot_set(const struct slots_work *w, unsigned index, const struct qv_enc_slot *slot,
                      GError **error)
 {
     struct change change = {.w = w, .index = index, .slot = slot, .co_fn = co_set};
@@ -142,7 +131,7 @@ static bool slot_set(const struct work *w, unsigned index, const struct qv_enc_s
 }
 
 /* Reads the area again. */
-static bool look_again(struct work *w, GError **error)
+bool slots_look_again(struct slots_work *w, GError **error)
 {
     qv_enc_info_clear(&w->info);
     w->info = (struct qv_enc_info){0};
@@ -164,8 +153,8 @@ static void add_fingerprint(GPtrArray *list, const uint8_t *fingerprint)
 }
 
 /* The keys of @info's slots, and of @more's where that is given. */
-static bool record_keys(const struct work *w, const struct qv_enc_info *more,
-                        const uint8_t *fingerprint, GError **error)
+bool slots_record_keys(const struct slots_work *w, const struct qv_enc_slot *more,
+                       const uint8_t *fingerprint, GError **error)
 {
     g_autoptr(GPtrArray) list = g_ptr_array_new_with_free_func(g_free);
 
@@ -176,8 +165,8 @@ static bool record_keys(const struct work *w, const struct qv_enc_info *more,
         if (w->info.slots[i].used) {
             add_fingerprint(list, w->info.slots[i].fingerprint);
         }
-        if (more != NULL && more->slots[i].used) {
-            add_fingerprint(list, more->slots[i].fingerprint);
+        if (more != NULL && more[i].used) {
+            add_fingerprint(list, more[i].fingerprint);
         }
     }
     if (fingerprint != NULL) {
@@ -190,7 +179,7 @@ static bool record_keys(const struct work *w, const struct qv_enc_info *more,
 
 /* ---- slots ---- */
 
-static bool find_slot(const struct work *w, const uint8_t *fingerprint, unsigned *index)
+bool slots_find(const struct slots_work *w, const uint8_t *fingerprint, unsigned *index)
 {
     for (unsigned i = 0; i < QV_ENC_SLOTS; i++) {
         if (w->info.slots[i].used &&
@@ -202,7 +191,7 @@ static bool find_slot(const struct work *w, const uint8_t *fingerprint, unsigned
     return false;
 }
 
-static bool find_free(const struct work *w, unsigned *index)
+static bool find_free(const struct slots_work *w, unsigned *index)
 {
     for (unsigned i = 0; i < QV_ENC_SLOTS; i++) {
         if (!w->info.slots[i].used) {
@@ -224,11 +213,11 @@ static unsigned count_slots(const struct qv_enc_info *info)
 }
 
 /* What is in the file gives the data key by way of slot @index. */
-static bool file_opens(struct work *w, unsigned index, GError **error)
+bool slots_file_opens(struct slots_work *w, unsigned index, GError **error)
 {
     QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = NULL;
 
-    if (!look_again(w, error)) {
+    if (!slots_look_again(w, error)) {
         return false;
     }
     dek = qv_job_slot_open(w->ring, &w->info.slots[index], w->info.uuid, error);
@@ -243,16 +232,16 @@ bool qv_job_slot_add(struct qv_catalog *catalog, const struct qv_image_record *r
                      const char *key_ref, const struct qv_slot_writer *writer, bool *verified,
                      GError **error)
 {
-    QV_CLEANUP(work_clear) struct work w;
+    QV_CLEANUP(slots_work_clear) struct slots_work w;
     QV_CLEANUP(qv_key_freep) struct qv_key *key = NULL;
     g_autofree struct qv_enc_slot *slot = NULL;
     unsigned index;
 
-    if (!begin(&w, catalog, record, "key-slot", writer, error) ||
+    if (!slots_begin(&w, catalog, record, "key-slot", writer, error) ||
         !qv_keyring_find(w.ring, key_ref, &key, error)) {
         return false;
     }
-    if (find_slot(&w, key->public_key->fingerprint, &index)) {
+    if (slots_find(&w, key->public_key->fingerprint, &index)) {
         return qv_fail(error, QV_ERROR_EXISTS, "%s: key %s has slot %u", record->name, key->name,
                        index);
     }
@@ -261,12 +250,12 @@ bool qv_job_slot_add(struct qv_catalog *catalog, const struct qv_image_record *r
                        QV_ENC_SLOTS);
     }
     slot = qv_job_slot_new(w.ring, key, w.info.uuid, w.dek, verified, error);
-    return slot != NULL && record_keys(&w, NULL, slot->fingerprint, error) &&
-           slot_set(&w, index, slot, error) && (!*verified || file_opens(&w, index, error));
+    return slot != NULL && slots_record_keys(&w, NULL, slot->fingerprint, error) &&
+           slot_set(&w, index, slot, error) && (!*verified || slots_file_opens(&w, index, error));
 }
 
 /* A slot may go when the image still opens here without it. */
-static bool others_open(struct work *w, unsigned index, GError **error)
+static bool others_open(struct slots_work *w, unsigned index, GError **error)
 {
     for (unsigned i = 0; i < QV_ENC_SLOTS; i++) {
         QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = NULL;
@@ -288,15 +277,15 @@ static bool others_open(struct work *w, unsigned index, GError **error)
 bool qv_job_slot_remove(struct qv_catalog *catalog, const struct qv_image_record *record,
                         const char *key_ref, const struct qv_slot_writer *writer, GError **error)
 {
-    QV_CLEANUP(work_clear) struct work w;
+    QV_CLEANUP(slots_work_clear) struct slots_work w;
     QV_CLEANUP(qv_key_freep) struct qv_key *key = NULL;
     unsigned index = QV_ENC_SLOTS;
 
-    if (!begin(&w, catalog, record, "key-slot", writer, error)) {
+    if (!slots_begin(&w, catalog, record, "key-slot", writer, error)) {
         return false;
     }
     if (!qv_keyring_find(w.ring, key_ref, &key, NULL) ||
-        !find_slot(&w, key->public_key->fingerprint, &index)) {
+        !slots_find(&w, key->public_key->fingerprint, &index)) {
         for (unsigned i = 0; i < QV_ENC_SLOTS; i++) { /* a key that is not here any more */
             g_autofree char *text = qv_kem_fingerprint_text(w.info.slots[i].fingerprint);
 
@@ -317,7 +306,7 @@ bool qv_job_slot_remove(struct qv_catalog *catalog, const struct qv_image_record
         return false;
     }
     return others_open(&w, index, error) && slot_set(&w, index, NULL, error) &&
-           look_again(&w, error) && record_keys(&w, NULL, NULL, error);
+           slots_look_again(&w, error) && slots_record_keys(&w, NULL, NULL, error);
 }
 
 bool qv_job_slot_list(struct qv_catalog *catalog, const struct qv_image_record *record,
@@ -369,28 +358,28 @@ static char *clones_of(struct qv_catalog *catalog, const struct qv_image_record 
 
 /* The new slot goes beside the old one, which goes when the new one has opened the image. With
  * every slot taken it replaces the old one, in one step too. */
-static bool rotate(struct work *w, const struct qv_enc_slot *slot, GError **error)
+static bool rotate(struct slots_work *w, const struct qv_enc_slot *slot, GError **error)
 {
     unsigned index;
 
     if (!find_free(w, &index)) {
-        return slot_set(w, w->opened, slot, error) && file_opens(w, w->opened, error);
+        return slot_set(w, w->opened, slot, error) && slots_file_opens(w, w->opened, error);
     }
-    return slot_set(w, index, slot, error) && file_opens(w, index, error) &&
-           slot_set(w, w->opened, NULL, error) && look_again(w, error);
+    return slot_set(w, index, slot, error) && slots_file_opens(w, index, error) &&
+           slot_set(w, w->opened, NULL, error) && slots_look_again(w, error);
 }
 
 bool qv_job_rekey(struct qv_catalog *catalog, const struct qv_image_record *record,
                   const char *key_ref, const struct qv_slot_writer *writer,
                   struct qv_rekey_result *out, GError **error)
 {
-    QV_CLEANUP(work_clear) struct work w;
+    QV_CLEANUP(slots_work_clear) struct slots_work w;
     QV_CLEANUP(qv_key_freep) struct qv_key *key = NULL;
     g_autofree struct qv_enc_slot *slot = NULL;
     unsigned twin = QV_ENC_SLOTS;
     bool verified;
 
-    if (!begin(&w, catalog, record, "rekey", writer, error) ||
+    if (!slots_begin(&w, catalog, record, "rekey", writer, error) ||
         !qv_keyring_find(w.ring, key_ref, &key, error)) {
         return false;
     }
@@ -403,16 +392,16 @@ bool qv_job_rekey(struct qv_catalog *catalog, const struct qv_image_record *reco
     }
     *out = (struct qv_rekey_result){.old_key = g_strdup(w.info.slots[w.opened].label),
                                     .new_key = g_strdup(key->name)};
-    find_slot(&w, key->public_key->fingerprint, &twin);
+    slots_find(&w, key->public_key->fingerprint, &twin);
     if (twin != QV_ENC_SLOTS && twin != w.opened) {
         /* The new key has a slot already: it must open the image; then the old one goes. */
-        if (!file_opens(&w, twin, error) || !slot_set(&w, w.opened, NULL, error) ||
-            !look_again(&w, error)) {
+        if (!slots_file_opens(&w, twin, error) || !slot_set(&w, w.opened, NULL, error) ||
+            !slots_look_again(&w, error)) {
             return false;
         }
     } else {
         slot = qv_job_slot_new(w.ring, key, w.info.uuid, w.dek, &verified, error);
-        if (slot == NULL || !record_keys(&w, NULL, slot->fingerprint, error) ||
+        if (slot == NULL || !slots_record_keys(&w, NULL, slot->fingerprint, error) ||
             !rotate(&w, slot, error)) {
             return false;
         }
@@ -420,7 +409,7 @@ bool qv_job_rekey(struct qv_catalog *catalog, const struct qv_image_record *reco
     out->verified = true;
     out->others = count_slots(&w.info) - 1;
     out->clones = clones_of(catalog, record);
-    return record_keys(&w, NULL, NULL, error);
+    return slots_record_keys(&w, NULL, NULL, error);
 }
 
 /* ---- backup ---- */
@@ -451,7 +440,7 @@ bool qv_job_header_backup(struct qv_catalog *catalog, const struct qv_image_reco
                           const char *path, GError **error)
 {
     QV_CLEANUP(qv_image_handle_freep) struct qv_image_handle *handle = NULL;
-    struct work w = {.key_lock = -1};
+    struct slots_work w = {.key_lock = -1};
     struct change change = {.w = &w, .co_fn = co_backup};
     struct stat st;
     bool ok;
@@ -474,10 +463,10 @@ bool qv_job_header_backup(struct qv_catalog *catalog, const struct qv_image_reco
 }
 
 /* The image's own area may be lost: then the backup alone is looked at. */
-static bool begin_restore(struct work *w, struct qv_catalog *catalog,
+static bool begin_restore(struct slots_work *w, struct qv_catalog *catalog,
                           const struct qv_image_record *record, GError **error)
 {
-    *w = (struct work){.catalog = catalog, .key_lock = -1};
+    *w = (struct slots_work){.catalog = catalog, .key_lock = -1};
     if (!refuse_plain(record, error) ||
         !qv_catalog_image_open(catalog, record, QV_LOCK_WRITE, "command", "header-restore", 0,
                                &w->handle, error)) {
@@ -497,7 +486,7 @@ static bool begin_restore(struct work *w, struct qv_catalog *catalog,
 bool qv_job_header_restore(struct qv_catalog *catalog, const struct qv_image_record *record,
                            const char *path, GError **error)
 {
-    QV_CLEANUP(work_clear) struct work w = {.key_lock = -1};
+    QV_CLEANUP(slots_work_clear) struct slots_work w = {.key_lock = -1};
     QV_CLEANUP(qv_enc_info_clear) struct qv_enc_info saved = {0};
     QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = NULL;
     g_autoptr(GBytes) bytes = NULL;
@@ -518,11 +507,17 @@ bool qv_job_header_restore(struct qv_catalog *catalog, const struct qv_image_rec
         return false;
     }
     dek = qv_job_slots_open(w.ring, path, &saved, &index, error);
-    if (dek == NULL || !record_keys(&w, &saved, NULL, error)) {
+    if (dek == NULL || !slots_record_keys(&w, saved.slots, NULL, error)) {
         return false;
     }
     change.backup = bytes;
     change.dek = dek;
-    return qv_job_run(co_change, &change, error) && look_again(&w, error) &&
-           record_keys(&w, NULL, NULL, error);
+    if (!qv_job_run(co_change, &change, error)) {
+        /* The record names what the image has, as before. */
+        if (slots_look_again(&w, NULL)) {
+            slots_record_keys(&w, NULL, NULL, NULL);
+        }
+        return false;
+    }
+    return slots_look_again(&w, error) && slots_record_keys(&w, NULL, NULL, error);
 }

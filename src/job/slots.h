@@ -32,6 +32,24 @@ void qv_rekey_result_clear(struct qv_rekey_result *result);
 bool qv_job_rekey(struct qv_catalog *catalog, const struct qv_image_record *record, const char *key,
                   const struct qv_slot_writer *writer, struct qv_rekey_result *out, GError **error);
 
+/** What replacing the data key did. */
+struct qv_reencrypt_result {
+    uint64_t sectors; /* sealed anew by this run */
+    uint64_t bad;     /* do not authenticate, and keep what they had */
+    bool resumed;     /* an earlier run had begun it */
+};
+
+/**
+ * qv_job_reencrypt - a new data key for an image that nobody uses: every slot gets it at once (its
+ * key's public half is in the slot), @key takes the place of the key that opens the image now, then
+ * every sector of the disk and its snapshots is sealed anew, and the old data key is dropped. May
+ * be stopped at any moment, by SIGKILL too; the next call goes on. QV_ERROR_CORRUPT: sectors that
+ * do not authenticate keep the old data key in the image.
+ */
+bool qv_job_reencrypt(struct qv_catalog *catalog, const struct qv_image_record *record,
+                      const char *key, const struct qv_job_watch *watch,
+                      struct qv_reencrypt_result *out, GError **error);
+
 /** qv_job_slot_add - one more key opens the image; *@verified: see qv_job_slot_new.
  * QV_ERROR_EXISTS: it has a slot. */
 bool qv_job_slot_add(struct qv_catalog *catalog, const struct qv_image_record *record,

@@ -79,4 +79,7 @@ bool enc_area_co_slot_set(struct qv_node *file, const struct qcow2_seal_ext *ext
                           struct enc_area *area, const struct qv_secret *dek, unsigned index,
                           const struct qv_enc_slot *slot, GError **error);
 
+/** enc_co_read_ext - where the parts of an encrypted image are, from its header. slot.c */
+bool enc_co_read_ext(struct qv_node *file, struct qcow2_seal_ext *out, GError **error);
+
 #endif

@@ -461,6 +461,79 @@ static int co_write_part(struct enc_image *enc, const struct qv_io *io, uint64_t
     return ret;
 }
 
+/* ---- sealing anew ---- */
+
+/* Whether the old data key has sealed what @src has. */
+static bool by_old_key(struct enc_image *enc, const struct source *src)
+{
+    const struct enc_entry *e = src->slot != NULL ? &src->slot->entry : &src->entry;
+
+    return !reads_zero(src) && enc_epoch_dek(enc, qv_be32_get(e->epoch)) != enc->area.dek;
+}
+
+/* Reads, seals and puts back; 1: somebody was quicker. */
+static int co_reseal_once(struct enc_image *enc, struct enc_slot *slot, void *buf, bool *needed)
+{
+    struct source src = {0};
+    int ret = co_look(enc, slot->host, &src);
+
+    if (ret != 0) {
+        return ret;
+    }
+    *needed = by_old_key(enc, &src);
+    if (*needed) {
+        ret = enc_co_read_sector(enc, slot->host, slot->guest, buf);
+        while (ret == 0 &&
+               (ret = enc_seal(enc, slot->guest, buf, slot->data, &slot->entry)) == -EAGAIN) {
+            ret = enc_co_epoch_begin(enc);
+            if (ret == 0) {
+                continue;
+            }
+            break;
+        }
+        ret = ret != 0 ? ret : put_if_same(enc, slot, &src);
+    }
+    source_end(enc, &src);
+    return ret;
+}
+
+int enc_co_reseal(struct enc_image *enc, uint64_t host, uint64_t guest, bool *resealed)
+{
+    QV_CLEANUP(qv_freep) uint8_t *buf = NULL;
+    struct enc_slot *slot = NULL;
+    struct source src = {0};
+    bool needed = false;
+    int ret = co_look(enc, host, &src);
+
+    *resealed = false;
+    if (ret == 0) {
+        needed = by_old_key(enc, &src);
+        source_end(enc, &src);
+    }
+    if (ret != 0 || !needed) {
+        return ret;
+    }
+    ret = enc_co_slot_take(enc, &slot);
+    if (ret != 0) {
+        return ret;
+    }
+    slot->host = host;
+    slot->guest = guest;
+    buf = qv_node_mem_alloc(ENC_SECTOR);
+    do {
+        ret = co_reseal_once(enc, slot, buf, &needed);
+    } while (ret == 1);
+    if (ret != 0 || !needed) {
+        enc_slot_unref(enc, slot);
+    }
+    *resealed = ret == 0 && needed;
+    qv_secret_wipe(buf, ENC_SECTOR);
+    if (*resealed) {
+        enc_written(enc);
+    }
+    return ret;
+}
+
 /* ---- zeroing ---- */
 
 static int co_zero_whole(struct enc_image *enc, uint64_t host, uint64_t guest)

@@ -202,6 +202,8 @@ int enc_seal(struct enc_image *enc, uint64_t guest, const void *in, void *out,
 /** enc_open - opens a sector; @in and @out may be one. -EBADMSG. */
 int enc_open(struct enc_image *enc, uint64_t guest, const struct enc_entry *entry, const void *in,
              void *out);
+/** enc_epoch_dek - number of the data key behind an epoch; 0: there is no such epoch. */
+uint32_t enc_epoch_dek(struct enc_image *enc, uint32_t number);
 /** enc_tag_record / enc_check_record - the tag of a log record's head and items (tag field zero).
  */
 int enc_tag_record(struct enc_image *enc, struct enc_record_disk *head, void *buf, size_t len);
@@ -275,6 +277,9 @@ int enc_co_clear_sectors(struct enc_image *enc, uint64_t host, uint64_t count);
 int enc_seal_co_clear(struct qcow2_seal *seal, uint64_t first, uint64_t count);
 int enc_seal_co_copy(struct qcow2_seal *seal, uint64_t guest, uint64_t from, uint64_t to,
                      uint64_t len);
+/** enc_co_reseal - seals a sector anew, in place, when the old data key has sealed it. The same
+ * content for the same guest sector: right for all that share it. */
+int enc_co_reseal(struct enc_image *enc, uint64_t host, uint64_t guest, bool *resealed);
 void enc_report_bad(struct enc_image *enc, uint64_t host, uint64_t guest);
 
 /* ---- commit.c ---- */

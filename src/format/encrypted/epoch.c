@@ -127,6 +127,13 @@ static struct enc_epoch *epoch_find(struct enc_image *enc, uint32_t number)
     return NULL;
 }
 
+uint32_t enc_epoch_dek(struct enc_image *enc, uint32_t number)
+{
+    const struct enc_epoch *e = epoch_find(enc, number);
+
+    return e != NULL ? e->dek : 0;
+}
+
 /* The calling thread's own context. */
 static struct qv_aead_ctx *context(struct enc_image *enc, struct enc_epoch *e)
 {

@@ -131,7 +131,7 @@ struct qv_secret *qv_enc_slot_unwrap(const struct qv_enc_slot *slot, const uint8
 
 /* ---- in the file ---- */
 
-static bool co_read_ext(struct qv_node *file, struct qcow2_seal_ext *out, GError **error)
+bool enc_co_read_ext(struct qv_node *file, struct qcow2_seal_ext *out, GError **error)
 {
     struct qcow2_header h = {0};
     bool ok;
@@ -150,7 +150,7 @@ bool qv_enc_co_probe(struct qv_node *file, struct qv_enc_info *out, GError **err
     struct qcow2_seal_ext ext;
     struct enc_area area = {0};
 
-    if (!co_read_ext(file, &ext, error) || !enc_area_co_read(file, &ext, NULL, &area, error)) {
+    if (!enc_co_read_ext(file, &ext, error) || !enc_area_co_read(file, &ext, NULL, &area, error)) {
         return false;
     }
     enc_area_info(&area, out);
@@ -200,7 +200,7 @@ bool qv_enc_co_slot_set(struct qv_node *file, const struct qv_secret *dek, unsig
     struct enc_area area = {0};
     bool ok;
 
-    if (!co_read_ext(file, &ext, error) || !enc_area_co_read(file, &ext, dek, &area, error)) {
+    if (!enc_co_read_ext(file, &ext, error) || !enc_area_co_read(file, &ext, dek, &area, error)) {
         return false;
     }
     ok = enc_area_co_slot_set(file, &ext, &area, dek, index, slot, error);
@@ -218,7 +218,7 @@ GBytes *qv_enc_co_backup(struct qv_node *file, GError **error)
     QV_CLEANUP(qv_freep) uint8_t *buf = NULL;
     int ret;
 
-    if (!co_read_ext(file, &ext, error) || !enc_area_co_read(file, &ext, NULL, &area, error)) {
+    if (!enc_co_read_ext(file, &ext, error) || !enc_area_co_read(file, &ext, NULL, &area, error)) {
         return NULL;
     }
     buf = qv_node_mem_alloc(ext.area_size);
@@ -296,7 +296,7 @@ bool qv_enc_co_restore(struct qv_node *file, GBytes *backup, const struct qv_sec
     struct enc_area from = {0};
     bool ok;
 
-    if (!co_read_ext(file, &ext, error) || !parse_backup(backup, &from, error)) {
+    if (!enc_co_read_ext(file, &ext, error) || !parse_backup(backup, &from, error)) {
         return false;
     }
     key = enc_area_mac_key(from.uuid, dek, error);
