@@ -474,7 +474,7 @@ static int co_parts(struct round *r)
     }
     log_data = enc->torn || (r->flush && over <= small_round);
     for (size_t i = 0, n; (i < r->n || r->cleared->len > 0);) {
-        struct part p = {.r = r, .v = r->v + i, .log_data = log_data};
+        struct part p = {.r = r, .v = r->n > 0 ? r->v + i : NULL, .log_data = log_data};
 
         p.n = n = ret != 0 ? r->n - i : part_size(r, i, log_data);
         for (size_t k = 0; k < n; k++) {
