@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/maths.h"
 #include "enc_image.h"
+#include "format/qcow2/compact.h"
 #include "format/qcow2/stream.h"
 #include "format/raw/raw.h"
 #include "io/coroutine.h"
@@ -56,6 +57,14 @@ const struct workload workloads[] = {
      .guests = 4,
      .ops = 20,
      .longest = 40 * QV_KIB},
+    {.name = "qcow2-compact",
+     .create = {.size = QV_MIB, .cluster_size = 4096},
+     .churn = true,
+     .compact = true,
+     .rounds = 3,
+     .guests = 3,
+     .ops = 25,
+     .longest = 32 * QV_KIB},
     {.name = "qcow2-flatten",
      .create = {.size = 512 * QV_KIB, .cluster_size = 4096},
      .backing = true,
@@ -450,12 +459,26 @@ static void co_guest(void *arg)
     }
 }
 
+/* While the guests are at work. */
+static void co_compact(struct run *run, struct qv_node *node)
+{
+    struct qcow2_compact_opts opts = {.step = 8 * QV_KIB};
+    g_autoptr(GError) error = NULL;
+
+    if (!qcow2_co_compact(node, &opts, NULL, &error) && run->faults == NULL) {
+        run_fail(run, "compaction failed: %s", error->message);
+    }
+}
+
 static void co_round(struct run *run, struct qv_node *node)
 {
     struct team team = {.run = run, .node = node, .busy = run->load->guests};
 
     for (unsigned i = 0; i < run->load->guests; i++) {
         qv_co_spawn(co_guest, &team);
+    }
+    if (run->load->compact) {
+        co_compact(run, node);
     }
     if (team.busy > 0) {
         team.waiter = qv_co_self();

@@ -19,6 +19,7 @@ struct workload {
     struct qcow2_create_opts create; /* of the image at the start */
     bool backing;     /* a raw backing image full of marks; as large as half the disk */
     bool compressed;  /* half the disk is full of marks at the start, stored compressed */
+    bool compact;     /* the image is compacted while the guests are at work */
     bool flatten;     /* in the end the image takes over what the backing image shows */
     bool grow;        /* between rounds the disk grows */
     bool reopen;      /* between rounds the image is closed and opened */

@@ -87,13 +87,20 @@ static int co_cut(struct qcow2_image *img, uint64_t end)
         return 0;
     }
     ret = qcow2_co_sync(img); /* the refcounts of what goes are zero, durably */
-    if (ret == 0) {
-        atomic_store(&img->file_end, bytes);
-        img->file_size_at_open = qv_min_u64(img->file_size_at_open, bytes);
-        img->refs.scan_pos = qv_min_u64(img->refs.scan_pos, end);
-        ret = qv_node_co_truncate(img->node.file, bytes);
+    if (ret != 0) {
+        return ret;
     }
-    return ret;
+    ret = qv_node_co_truncate(img->node.file, bytes);
+    if (ret != 0) {
+        /* It may be shorter all the same. What is behind the end must be zeros when the file grows
+         * again, so the end stays where it was, and what is there is free. */
+        (void)qv_node_co_truncate(img->node.file, atomic_load(&img->file_end));
+        return ret;
+    }
+    atomic_store(&img->file_end, bytes);
+    img->file_size_at_open = qv_min_u64(img->file_size_at_open, bytes);
+    img->refs.scan_pos = qv_min_u64(img->refs.scan_pos, end);
+    return 0;
 }
 
 static int co_settle(struct compact *c)
