@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/commands.h"
 #include "cli/storage.h"
@@ -10,9 +11,13 @@
 static const struct cli_option options[] = {
     {.name = "protocol",
      .type = CLI_CHOICE,
-     .meta = "vhost-user-blk|nbd",
+     .meta = "vhost-user-blk|vfio-user|nbd",
      .summary = "what clients speak",
      .required = true},
+    {.name = "controller",
+     .type = CLI_CHOICE,
+     .meta = "nvme|ahci|ide",
+     .summary = "vfio-user: what the guest sees"},
     {.name = "socket",
      .type = CLI_TEXT,
      .meta = "PATH",
@@ -25,7 +30,7 @@ static const struct cli_option options[] = {
     {.name = "queues",
      .type = CLI_COUNT,
      .meta = "N",
-     .summary = "queues a vhost-user-blk client may use (default 4)",
+     .summary = "queues of a vhost-user-blk disk or an NVMe controller (default 4)",
      .min = 1,
      .max = 64},
     CLI_BACKING_ROOT_OPTION,
@@ -60,10 +65,55 @@ static bool check_root(const struct qv_image_record *record, const char *root, G
                    record->name);
 }
 
+/* A controller has several disks; everything else shows one image. */
+static bool check_args(const struct cli_args *args, GError **error)
+{
+    const char *controller = cli_text(args, "controller");
+    bool vfio_user = strcmp(cli_text(args, "protocol"), "vfio-user") == 0;
+    unsigned count = cli_arg_count(args), max = job_serve_max(controller);
+
+    if (vfio_user != (controller != NULL)) {
+        return qv_fail(error, QV_ERROR_USAGE,
+                       vfio_user ? "--controller: is missing, and vfio-user needs it"
+                                 : "--controller: is for --protocol vfio-user");
+    }
+    if (count > max) {
+        return qv_fail(error, QV_ERROR_USAGE, "%u images, %s takes at most %u", count,
+                       controller != NULL ? controller : cli_text(args, "protocol"), max);
+    }
+    return count == 1 || cli_text(args, "snapshot") == NULL ||
+           qv_fail(error, QV_ERROR_USAGE, "--snapshot: is for one image");
+}
+
+static bool find_images(struct qv_catalog *catalog, const struct cli_args *args, const char *root,
+                        GPtrArray *out, GError **error)
+{
+    for (unsigned i = 0; i < cli_arg_count(args); i++) {
+        struct qv_image_record *record;
+
+        if (!qv_catalog_find(catalog, cli_arg(args, i), cli_text(args, "format"), &record, error)) {
+            return false;
+        }
+        g_ptr_array_add(out, record);
+        if (!check_root(record, root, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void record_free(void *record)
+{
+    struct qv_image_record *r = record;
+
+    qv_image_record_freep(&r);
+}
+
 static int run(struct cli *cli, const struct cli_args *args)
 {
     struct job_serve_opts opts = {
         .protocol = cli_text(args, "protocol"),
+        .controller = cli_text(args, "controller"),
         .socket = cli_text(args, "socket"),
         .queues = (unsigned)cli_number(args, "queues", QUEUES_DEFAULT),
         .readonly = cli_flag(args, "read-only") || cli_text(args, "snapshot") != NULL,
@@ -74,14 +124,13 @@ static int run(struct cli *cli, const struct cli_args *args)
         .discard = cli_flag(args, "discard"),
         .ready = say_ready,
     };
-    QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
+    g_autoptr(GPtrArray) records = g_ptr_array_new_with_free_func(record_free);
     g_autoptr(GError) error = NULL;
-    struct qv_catalog *catalog = cli_catalog(cli, &error);
+    struct qv_catalog *catalog = check_args(args, &error) ? cli_catalog(cli, &error) : NULL;
 
-    if (catalog == NULL ||
-        !qv_catalog_find(catalog, cli_arg(args, 0), cli_text(args, "format"), &record, &error) ||
-        !check_root(record, opts.backing_root, &error) ||
-        !job_serve(catalog, record, &opts, &error)) {
+    if (catalog == NULL || !find_images(catalog, args, opts.backing_root, records, &error) ||
+        !job_serve(catalog, (struct qv_image_record *const *)records->pdata, records->len, &opts,
+                   &error)) {
         return cli_fail(cli, error);
     }
     return 0;
@@ -89,14 +138,17 @@ static int run(struct cli *cli, const struct cli_args *args)
 
 const struct cli_command cli_storage_serve = {
     .name = "serve",
-    .args = "IMAGE",
+    .args = "IMAGE...",
     .summary = "export an image to another program",
     .details =
         "Runs in the foreground until SIGTERM or SIGINT, then closes the image and exits 0. Prints "
         "\"ready PATH\" when clients may connect.\n"
         "\n"
         "vhost-user-blk is for virtual machines of any hypervisor that shares the guest's memory; "
-        "nbd is for "
+        "vfio-user likewise, for guests that know no virtio: they see an NVMe controller with up "
+        "to "
+        "256 namespaces, an AHCI adapter with up to 32 drives, or an IDE controller with up to 4, "
+        "one IMAGE each (QEMU 10.1 and newer: -device vfio-user-pci). nbd is for "
         "NBD clients such as qemu-nbd, nbdcopy or the kernel's, and needs nbdkit.",
     .options = options,
     .fn = run,

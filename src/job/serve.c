@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 
 #include "base/log.h"
+#include "catalog/config.h"
 #include "job/chain.h"
 #include "job/serve_int.h"
 #include "job/unlock.h"
@@ -58,7 +59,7 @@ static gboolean on_signal(gpointer data)
 /* ---- live counters ---- */
 
 struct question {
-    struct serve *s;
+    struct serve_image *image;
     struct qv_stat_asker *asker;
 };
 
@@ -68,9 +69,9 @@ static void on_stats(void *arg, json_t *result, const GError *error)
     json_t *doc = error == NULL ? json_copy(result) : NULL;
 
     if (doc != NULL) {
-        json_object_set_new(doc, "image", json_string(q->s->image->record->name));
+        json_object_set_new(doc, "image", json_string(q->image->image->record->name));
         json_object_set_new(doc, "kind", json_string("serve"));
-        json_object_set_new(doc, "name", json_string(q->s->opts->protocol));
+        json_object_set_new(doc, "name", json_string(q->image->serve->opts->protocol));
         json_object_set_new(doc, "pid", json_integer(getpid()));
     }
     qv_stat_answer(q->asker, doc);
@@ -81,21 +82,21 @@ static void on_asked(void *arg, struct qv_stat_asker *asker)
 {
     struct question *q = g_new(struct question, 1);
 
-    q->s = arg;
+    q->image = arg;
     q->asker = asker;
-    qv_control_client_call_async(q->s->client, "stats", json_pack("{s:s}", "id", SERVE_DISK), NULL,
-                                 0, on_stats, q);
+    qv_control_client_call_async(q->image->serve->client, "stats",
+                                 json_pack("{s:s}", "id", q->image->id), NULL, 0, on_stats, q);
 }
 
 /* Without it the image is served all the same. */
-static void start_stat(struct serve *s, struct qv_catalog *catalog)
+static void start_stat(struct serve_image *image, struct qv_catalog *catalog)
 {
     g_autoptr(GError) error = NULL;
     struct stat st;
 
-    if (fstat(s->image->fd, &st) == 0 && qv_catalog_make_run_dir(catalog, &error) &&
-        qv_stat_server_new(qv_catalog_run_dir(catalog), st.st_dev, st.st_ino, NULL, on_asked, s,
-                           &s->stat, &error)) {
+    if (fstat(image->image->fd, &st) == 0 && qv_catalog_make_run_dir(catalog, &error) &&
+        qv_stat_server_new(qv_catalog_run_dir(catalog), st.st_dev, st.st_ino, NULL, on_asked, image,
+                           &image->stat, &error)) {
         return;
     }
     qv_warn("no live counters: %s", error != NULL ? error->message : g_strerror(errno));
@@ -174,7 +175,9 @@ static bool wait_for_end(struct serve *s, GError **error)
 
 static void serve_clear(struct serve *s)
 {
-    qv_stat_server_free(s->stat);
+    for (unsigned i = 0; i < s->count; i++) {
+        qv_stat_server_free(s->images[i].stat);
+    }
     qv_listen_remove(&s->at);
     qv_control_client_free(s->client); /* a helper that still runs ends by that */
     if (s->pid > 0) {
@@ -187,7 +190,10 @@ static void serve_clear(struct serve *s)
     if (s->nbdkit_started) { /* it may have made the socket, and then failed */
         qv_listen_check(s->opts->socket, NULL);
     }
-    qv_image_handle_free(s->image); /* last: no process of ours touches the image any more */
+    for (unsigned i = 0; i < s->count; i++) {
+        qv_image_handle_free(s->images[i].image); /* last: no process of ours touches it any more */
+    }
+    g_free(s->images);
     g_clear_error(&s->failed);
     if (s->loop != NULL) {
         g_main_loop_unref(s->loop);
@@ -196,7 +202,7 @@ static void serve_clear(struct serve *s)
 
 static bool start(struct serve *s, GError **error)
 {
-    return is_nbd(s) ? serve_start_nbd(s, error) : serve_start_vhost_user(s, error);
+    return is_nbd(s) ? serve_start_nbd(s, error) : serve_start_guest(s, error);
 }
 
 static bool run(struct serve *s, struct qv_catalog *catalog, GError **error)
@@ -207,7 +213,9 @@ static bool run(struct serve *s, struct qv_catalog *catalog, GError **error)
     s->loop = g_main_loop_new(NULL, FALSE);
     term = g_unix_signal_add(SIGTERM, on_signal, s);
     interrupt = g_unix_signal_add(SIGINT, on_signal, s);
-    start_stat(s, catalog);
+    for (unsigned i = 0; i < s->count; i++) {
+        start_stat(&s->images[i], catalog);
+    }
     qv_control_client_attach(s->client, NULL);
     s->opts->ready(s->opts->arg, s->opts->socket);
     ok = wait_for_end(s, error);
@@ -216,22 +224,46 @@ static bool run(struct serve *s, struct qv_catalog *catalog, GError **error)
     return ok;
 }
 
-bool job_serve(struct qv_catalog *catalog, const struct qv_image_record *record,
+unsigned job_serve_max(const char *controller)
+{
+    static const enum qv_disk_type types[] = {QV_DISK_NVME, QV_DISK_AHCI, QV_DISK_IDE};
+
+    for (size_t i = 0; controller != NULL && i < G_N_ELEMENTS(types); i++) {
+        if (strcmp(controller, qv_disk_type_name(types[i])) == 0) {
+            return qv_disk_type_max(types[i]);
+        }
+    }
+    return 1;
+}
+
+static bool open_image(struct serve *s, struct qv_catalog *catalog,
+                       const struct qv_image_record *record, GError **error)
+{
+    enum qv_lock_role role = s->opts->readonly ? QV_LOCK_READ : QV_LOCK_WRITE;
+    struct serve_image *image = &s->images[s->count];
+
+    image->serve = s;
+    g_snprintf(image->id, sizeof(image->id), "d%u", s->count);
+    s->count++;
+    /* What an image of the catalogue stands on is open by then. */
+    return qv_job_image_open(catalog, record, role, "serve", s->opts->protocol, 0, &image->image,
+                             error) &&
+           (record->pool != NULL ||
+            qv_chain_open(catalog, image->image, s->opts->backing_root, "serve", error));
+}
+
+bool job_serve(struct qv_catalog *catalog, struct qv_image_record *const *records, unsigned count,
                const struct job_serve_opts *opts, GError **error)
 {
-    enum qv_lock_role role = opts->readonly ? QV_LOCK_READ : QV_LOCK_WRITE;
-    struct serve s = {.opts = opts};
-    bool ok;
+    struct serve s = {.opts = opts, .images = g_new0(struct serve_image, count)};
+    bool ok = true;
 
-    if (!qv_job_image_open(catalog, record, role, "serve", opts->protocol, 0, &s.image, error)) {
-        return false;
+    for (unsigned i = 0; ok && i < count; i++) {
+        ok = open_image(&s, catalog, records[i], error);
     }
-    /* What an image of the catalogue stands on is open by now. */
-    ok = (record->pool != NULL ||
-          qv_chain_open(catalog, s.image, opts->backing_root, "serve", error)) &&
-         start(&s, error) && run(&s, catalog, error);
-    if (!ok && error != NULL && !g_str_has_prefix((*error)->message, record->name)) {
-        g_prefix_error(error, "%s: ", record->name);
+    ok = ok && start(&s, error) && run(&s, catalog, error);
+    if (!ok && error != NULL && !g_str_has_prefix((*error)->message, records[s.count - 1]->name)) {
+        g_prefix_error(error, "%s: ", records[count == 1 ? 0 : s.count - 1]->name);
     }
     serve_clear(&s);
     return ok;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `storage serve`: one image for any hypervisor or NBD client, in the foreground. */
+/* `storage serve`: an image, or several as the disks of a controller, for any hypervisor or NBD
+ * client, in the foreground. */
 #ifndef QV_JOB_SERVE_H
 #define QV_JOB_SERVE_H
 
@@ -9,9 +10,10 @@
 #include "catalog/images.h"
 
 struct job_serve_opts {
-    const char *protocol; /* "vhost-user-blk", "nbd" */
-    const char *socket;   /* path to listen at */
-    unsigned queues;      /* vhost-user-blk: 1..64 */
+    const char *protocol;   /* "vhost-user-blk", "vfio-user", "nbd" */
+    const char *controller; /* vfio-user: "nvme", "ahci", "ide" */
+    const char *socket;     /* path to listen at */
+    unsigned queues;        /* vhost-user-blk, NVMe: 1..64 */
     bool readonly;
     /* What an image that is a plain file names as its backing and data files is followed into this
      * folder (see qv_chain_open); NULL: refused. */
@@ -26,13 +28,17 @@ struct job_serve_opts {
     void *arg;
 };
 
+/** job_serve_max - how many images one server shows: of @controller ("nvme", "ahci", "ide"), or
+ * NULL: of a protocol without controllers. */
+unsigned job_serve_max(const char *controller);
+
 /**
- * job_serve - serves @record's image until SIGTERM or SIGINT, then closes it and returns true. The
- * image is locked as long as any of our processes may touch it. False: it could not be served, was
- * not closed cleanly, or the process that served it died. Uses the default main context. Control;
- * blocks.
+ * job_serve - serves the images of @records (at least one, at most job_serve_max) until SIGTERM or
+ * SIGINT, then closes them and returns true. An image is locked as long as any of our processes may
+ * touch it. False: they could not be served, were not closed cleanly, or the process that served
+ * them died. Uses the default main context. Control; blocks.
  */
-bool job_serve(struct qv_catalog *catalog, const struct qv_image_record *record,
+bool job_serve(struct qv_catalog *catalog, struct qv_image_record *const *records, unsigned count,
                const struct job_serve_opts *opts, GError **error);
 
 #endif

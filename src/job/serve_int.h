@@ -12,16 +12,23 @@
 #include "control/stat.h"
 #include "job/serve.h"
 
-/* The disk's id in the helper. */
-#define SERVE_DISK "disk"
+struct serve;
+
+/** An image that is served. */
+struct serve_image {
+    struct serve *serve;
+    char id[16]; /* of the disk in the helper */
+    struct qv_image_handle *image;
+    struct qv_stat_server *stat;
+};
 
 struct serve {
     const struct job_serve_opts *opts;
-    struct qv_image_handle *image;
+    struct serve_image *images;
+    unsigned count;
     struct qv_listen_path at; /* the socket clients connect to */
     pid_t pid;                /* of the helper: quantavirt-io or nbdkit; 0: not running */
     struct qv_control_client *client;
-    struct qv_stat_server *stat;
     GMainLoop *loop;
     bool nbdkit_started;
     bool stopping;  /* asked to */
@@ -29,7 +36,8 @@ struct serve {
     bool closed;    /* nbd: the helper said that it closed the image */
 };
 
-bool serve_start_vhost_user(struct serve *s, GError **error);
+/** serve_start_guest - our I/O process, for vhost-user-blk and vfio-user. */
+bool serve_start_guest(struct serve *s, GError **error);
 bool serve_start_nbd(struct serve *s, GError **error);
 
 /** serve_event - the handler of the helper's events. */

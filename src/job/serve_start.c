@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Starting what serves: our I/O process for vhost-user, nbdkit with our plugin for NBD. */
+/* Starting what serves: our I/O process for guests, nbdkit with our plugin for NBD. */
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
@@ -35,11 +35,11 @@ static struct qv_control_handler handler_of(struct serve *s)
     return (struct qv_control_handler){.event = serve_event, .closed = serve_closed, .arg = s};
 }
 
-/* ---- vhost-user-blk ---- */
+/* ---- our I/O process: vhost-user-blk, vfio-user ---- */
 
-static bool add_disk(struct serve *s, GError **error)
+static bool add_disk(struct serve *s, const struct serve_image *image, GError **error)
 {
-    struct job_attach how = {.id = SERVE_DISK,
+    struct job_attach how = {.id = image->id,
                              .cache = s->opts->cache,
                              .io = s->opts->io,
                              .discard = s->opts->discard,
@@ -48,20 +48,52 @@ static bool add_disk(struct serve *s, GError **error)
                              .on_enospc = "report"};
     QV_CLEANUP(job_attach_args_clear) struct job_attach_args a = {0};
 
-    return job_attach_args(s->image, &how, &a, error) &&
+    return job_attach_args(image->image, &how, &a, error) &&
            qv_control_client_call(s->client, "disk-add", a.args, a.fds, a.nfds, -1, NULL, error);
+}
+
+static bool add_disks(struct serve *s, GError **error)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        if (!add_disk(s, &s->images[i], error)) {
+            g_prefix_error(error, "%s: ", s->images[i].image->record->name);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The disks of a controller, each in the slot of its number. */
+static json_t *disks_json(const struct serve *s)
+{
+    json_t *disks = json_array();
+
+    for (unsigned i = 0; i < s->count; i++) {
+        g_autofree char *identity =
+            g_compute_checksum_for_string(G_CHECKSUM_SHA256, s->images[i].image->record->path, -1);
+
+        json_array_append_new(disks, json_pack("{s:s, s:i, s:s}", "disk", s->images[i].id, "slot",
+                                               (int)i, "identity", identity));
+    }
+    return disks;
 }
 
 static bool add_export(struct serve *s, int listen_fd, GError **error)
 {
-    json_t *args =
-        json_pack("{s:s, s:s, s:s, s:i, s:i}", "id", "export", "disk", SERVE_DISK, "protocol",
-                  s->opts->protocol, "fd", 0, "queues", (int)s->opts->queues);
+    json_t *args = json_pack("{s:s, s:s, s:i, s:i}", "id", "export", "protocol", s->opts->protocol,
+                             "fd", 0, "queues", (int)s->opts->queues);
 
+    if (s->opts->controller != NULL) {
+        json_object_set_new(args, "controller", json_string(s->opts->controller));
+        json_object_set_new(args, "serial", json_string("QUANTAVIRT"));
+        json_object_set_new(args, "disks", disks_json(s));
+    } else {
+        json_object_set_new(args, "disk", json_string(s->images[0].id));
+    }
     return qv_control_client_call(s->client, "export-add", args, &listen_fd, 1, -1, NULL, error);
 }
 
-bool serve_start_vhost_user(struct serve *s, GError **error)
+bool serve_start_guest(struct serve *s, GError **error)
 {
     struct qv_control_handler handler = handler_of(s);
     struct qv_io_process_opts opts = {.threads = MIN(usable_cpus(), s->opts->queues),
@@ -72,7 +104,7 @@ bool serve_start_vhost_user(struct serve *s, GError **error)
 
     /* Our copy of listen_fd is closed on return: connecting fails when the helper is gone. */
     return qv_listen_unix(s->opts->socket, &listen_fd, &s->at, error) &&
-           qv_io_process_start(&opts, &s->pid, &s->client, error) && add_disk(s, error) &&
+           qv_io_process_start(&opts, &s->pid, &s->client, error) && add_disks(s, error) &&
            add_export(s, listen_fd, error);
 }
 
@@ -147,9 +179,9 @@ static GPtrArray *nbdkit_argv(const struct serve *s, const char *plugin, int *fd
     }
     g_ptr_array_add(argv, g_canonicalize_filename(s->opts->socket, NULL));
     g_ptr_array_add(argv, g_strdup(plugin));
-    for (const struct qv_image_handle *h = s->image; h != NULL; h = h->backing) {
+    for (const struct qv_image_handle *h = s->images[0].image; h != NULL; h = h->backing) {
         add_image(argv, h, s->opts, NBD_FIRST_FD + (int)*nfds);
-        if (h == s->image && s->opts->snapshot != NULL) {
+        if (h == s->images[0].image && s->opts->snapshot != NULL) {
             g_ptr_array_add(argv, g_strdup_printf("snapshot=%s", s->opts->snapshot));
         }
         if (!add_fds(argv, h, fds, nfds, key_fds, error)) {
