@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from qvtest import paths
+from qvtest import bootdisk, paths
 from qvtest.command import processes_naming, run
 from qvtest.vm import COUNTER, Vm, alive, disk, wait_gone
 
@@ -319,33 +319,15 @@ def test_images_in_use_are_compacted(quantavirt, root, vm, qemu_img):
     assert data[31 << 20:63 << 20] == b"\1" * (32 << 20)
 
 
-# Prints through the BIOS, which the serial line shows too, then halts the machine by APM.
-BOOT_SECTOR = bytes([
-    0x31, 0xc0,              # xor ax, ax
-    0x8e, 0xd8,              # mov ds, ax
-    0xbe, 0x18, 0x7c,        # mov si, message
-    0xac,                    # next: lodsb
-    0x08, 0xc0,              # or al, al
-    0x74, 0x09,              # jz done
-    0xb4, 0x0e,              # mov ah, 0x0e  (teletype)
-    0xbb, 0x07, 0x00,        # mov bx, 7
-    0xcd, 0x10,              # int 0x10
-    0xeb, 0xf2,              # jmp next
-    0xf4,                    # done: hlt
-    0xeb, 0xfd,              # jmp done
-]) + b"booted from QuantaVirt\r\n\0"
-
-
 @pytest.mark.parametrize("index", [None, 1])
 def test_bios_boots_a_disk(quantavirt, root, index):
     disks = [disk("a", "raw", size="1M"), disk("b", "raw", size="1M")]
     if index is not None:
         disks[index]["boot_index"] = 5
     web = Vm(quantavirt, root, "web", disks).create()
-    with open(root / "images" / f"{'ab'[index or 0]}.raw", "r+b") as f:
-        f.write(BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa")
+    bootdisk.make_bios(root / "images" / f"{'ab'[index or 0]}.raw")
     web("start")
-    web.wait_console("booted from QuantaVirt", 60)
+    web.wait_console(bootdisk.MESSAGE, 60)
     web("stop", "--force")
 
 
