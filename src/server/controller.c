@@ -9,6 +9,9 @@
 #include "device/nvme/nvme.h"
 #include "wire/vfio_user/vfio_user.h"
 
+/* OVMF's driver wants two I/O queues, and takes no controller with less. */
+#define NVME_QUEUES_MIN 2u
+
 struct controller_slot {
     struct server_controller *controller;
     unsigned index;
@@ -125,7 +128,7 @@ static struct qv_pci_function *make_nvme(struct server_controller *c,
     const struct qv_nvme_opts nvme = {
         .name = opts->name,
         .serial = opts->serial,
-        .queues = opts->queues,
+        .queues = MAX(opts->queues, NVME_QUEUES_MIN),
         .doorbells = QV_NVME_DOORBELLS_MMIO,
         .threads = c->server->threads,
         .nthreads = c->server->nthreads,

@@ -420,6 +420,7 @@ static bool begin_virtio_blk(struct sup *sup, struct sup_disk *disk, bool force,
 static bool begin(struct sup *sup, struct sup_disk *disk, bool force, bool *released,
                   GError **error)
 {
+    bool was = disk->leaving;
     bool ok;
 
     if (disk->config->type == QV_DISK_IDE) {
@@ -431,9 +432,10 @@ static bool begin(struct sup *sup, struct sup_disk *disk, bool force, bool *rele
     } else if (sup->io == NULL) {
         ok = qv_fail(error, QV_ERROR_FAILED, "has no I/O process at the moment");
     } else {
+        disk->leaving = true; /* first: the news of the release may come with the answer */
         ok = sup_io_detach(sup, disk, force, released, error);
     }
-    disk->leaving = disk->leaving || ok;
+    disk->leaving = was || ok;
     return ok;
 }
 
@@ -490,7 +492,7 @@ void sup_disk_detach(struct sup *sup, struct vm_ctl_request *request, const json
         return;
     }
     wait_for_guest(disk, request, (unsigned)seconds);
-    if (released) {
+    if (released || disk->released) {
         finish(sup, disk);
     }
 }
