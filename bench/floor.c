@@ -118,7 +118,7 @@ int main(int argc, char **argv)
         return 2;
     }
     if (argc == 4) {
-        ping_pong((unsigned)atoi(argv[2]), (unsigned)atoi(argv[3]));
+        ping_pong((unsigned)strtoul(argv[2], NULL, 10), (unsigned)strtoul(argv[3], NULL, 10));
     } else {
         ping_pong(1, 1);
         ping_pong(1, 0);

@@ -55,7 +55,8 @@ static void next(struct slot *s)
     /* An odd factor goes through all clusters of a power of two, in no order a cache likes. */
     s->io.op = flush ? QV_OP_FLUSH : b.op;
     s->io.flags = 0;
-    s->io.offset = flush ? 0 : i * UINT64_C(2654435761) % b.clusters * CLUSTER + 8 * BLOCK;
+    s->io.offset =
+        flush ? 0 : i * UINT64_C(2654435761) % b.clusters * CLUSTER + UINT64_C(8) * BLOCK;
     s->io.len = flush ? 0 : BLOCK;
     s->io.iov = flush ? NULL : &s->iov;
     s->io.iovcnt = flush ? 0 : 1;

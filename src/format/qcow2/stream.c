@@ -365,9 +365,9 @@ static int co_write_batch(struct qcow2_stream *s, uint64_t offset, const uint8_t
     rc = co_write_extents(s, full);
     ret = ret != 0 ? ret : rc;
     for (guint i = 0; i < plain->len && ret == 0; i++) {
-        const struct plain *p = &g_array_index(plain, struct plain, i);
+        const struct plain p = g_array_index(plain, struct plain, i);
 
-        ret = co_write_plain(s, p->host, buf + p->at, p->len);
+        ret = co_write_plain(s, p.host, buf + p.at, p.len);
     }
     return ret;
 }
