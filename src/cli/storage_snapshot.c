@@ -8,7 +8,7 @@
 
 #define NAME_OPTION(what)                                                                          \
     {                                                                                              \
-        .name = "name", .type = CLI_TEXT, .meta = "S", .summary = what, .required = true           \
+        .name = "name", .type = CLI_TEXT, .meta = "S", .summary = (what), .required = true         \
     }
 
 static const struct cli_option create_options[] = {NAME_OPTION("name of the new snapshot"), {0}};

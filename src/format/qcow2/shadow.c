@@ -159,6 +159,7 @@ int qcow2_shadow_co_find(struct qcow2_shadow *s, uint64_t n, uint64_t *first)
 {
     int ret;
 
+    *first = 0;
     qv_co_mutex_lock(&s->space_lock);
     ret = co_find_inside(s, n, s->inside_end, first);
     if (ret == -ENOSPC) {
