@@ -364,6 +364,17 @@ bool enc_area_co_write(struct qv_node *file, const struct qcow2_seal_ext *ext,
     return true;
 }
 
+bool enc_area_co_write_both(struct qv_node *file, const struct qcow2_seal_ext *ext,
+                            struct enc_area *area, const struct qv_secret *dek, GError **error)
+{
+    bool ok = true;
+
+    for (unsigned i = 0; i < 2 && ok; i++) {
+        ok = enc_area_co_write(file, ext, area, dek, error);
+    }
+    return ok;
+}
+
 /* ---- what is in it ---- */
 
 void enc_area_info(const struct enc_area *a, struct qv_enc_info *out)

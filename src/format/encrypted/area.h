@@ -60,6 +60,10 @@ bool enc_area_co_read(struct qv_node *file, const struct qcow2_seal_ext *ext,
 bool enc_area_co_write(struct qv_node *file, const struct qcow2_seal_ext *ext,
                        struct enc_area *area, const struct qv_secret *dek, GError **error);
 
+/** enc_area_co_write_both - the same over both copies, so that nothing of what was is left. */
+bool enc_area_co_write_both(struct qv_node *file, const struct qcow2_seal_ext *ext,
+                            struct enc_area *area, const struct qv_secret *dek, GError **error);
+
 /** enc_area_info - for people. */
 void enc_area_info(const struct enc_area *area, struct qv_enc_info *out);
 

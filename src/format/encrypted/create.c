@@ -35,8 +35,7 @@ static bool co_write(void *arg, struct qv_node *file, const struct qcow2_seal_ex
     if (ret != 0) {
         return qv_fail_errno(error, ret, "cannot write the new image");
     }
-    return enc_area_co_write(file, ext, &m->area, m->opts->dek, error) &&
-           enc_area_co_write(file, ext, &m->area, m->opts->dek, error);
+    return enc_area_co_write_both(file, ext, &m->area, m->opts->dek, error);
 }
 
 static bool check_opts(const struct qv_enc_create_opts *o, GError **error)

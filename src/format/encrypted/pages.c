@@ -206,6 +206,9 @@ static void evict(struct enc_image *enc, struct enc_shard *s)
     for (uint64_t i = 2 * s->n_pages; i > 0 && s->n_pages > enc->max_pages; i--) {
         struct enc_page *p = s->clock;
 
+        if (p == NULL) {
+            break;
+        }
         s->clock = p->next;
         if (p->dirty || p->n_slots > 0) {
             continue;

@@ -23,7 +23,7 @@ static struct qv_aead_ctx *kek(const struct qv_enc_slot *s, const uint8_t *uuid,
 {
     QV_CLEANUP(qv_secret_freep) struct qv_secret *key = qv_secret_new(ENC_KEY_SIZE);
     uint8_t salt[QV_ENC_UUID_SIZE + sizeof(s->nonce)];
-    uint8_t info[sizeof(KEK_INFO) - 1 + 4 + 2 * QV_SHA3_256_SIZE];
+    uint8_t info[sizeof(KEK_INFO) - 1 + 4 + (size_t)2 * QV_SHA3_256_SIZE];
     qv_be32 kem = qv_be32_make((uint32_t)s->kem);
     uint8_t *p = info;
 
@@ -282,8 +282,7 @@ static bool co_restore_slots(struct qv_node *file, const struct qcow2_seal_ext *
         area.slots = g_memdup2(from->slots, QV_ENC_SLOTS * sizeof(*from->slots));
         area.epochs = g_memdup2(from->epochs, (from->nb_epochs + 1) * sizeof(*from->epochs));
     }
-    ok = enc_area_co_write(file, ext, &area, dek, error) &&
-         enc_area_co_write(file, ext, &area, dek, error);
+    ok = enc_area_co_write_both(file, ext, &area, dek, error);
     enc_area_clear(&area);
     return ok;
 }

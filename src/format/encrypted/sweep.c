@@ -88,8 +88,7 @@ static bool co_drop(struct enc_image *enc, const bool *used, bool *old_key, GErr
         memset(next.wrap_tag, 0, sizeof(next.wrap_tag));
     }
     /* Twice: a key that is given up must be in no copy. */
-    ok = enc_area_co_write(enc->file, &enc->ext, &next, enc->dek, error) &&
-         enc_area_co_write(enc->file, &enc->ext, &next, enc->dek, error);
+    ok = enc_area_co_write_both(enc->file, &enc->ext, &next, enc->dek, error);
     if (ok) {
         g_free(enc->area.epochs);
         enc->area = next;

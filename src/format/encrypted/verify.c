@@ -11,7 +11,7 @@
 
 #define CHUNK       QV_MIB
 #define AT_ONCE     4u /* chunks under way on each thread */
-#define PROGRESS_US (200 * 1000)
+#define PROGRESS_NS 200000000L
 
 struct crew {
     struct qv_enc_verify *v;
@@ -173,7 +173,7 @@ static void wait_for_all(struct crew *crew)
         struct timespec until;
 
         clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += PROGRESS_US * 1000;
+        until.tv_nsec += PROGRESS_NS;
         until.tv_sec += until.tv_nsec / 1000000000;
         until.tv_nsec %= 1000000000;
         pthread_cond_timedwait(&crew->ended, &crew->lock, &until);

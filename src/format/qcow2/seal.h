@@ -44,7 +44,7 @@ struct qcow2_seal_ext {
 };
 
 #define QCOW2_SEAL_ROOT_MAGIC "QVROOT\0\1"
-#define QCOW2_SEAL_ROOT_SIZE  4096u /* the two of them: at the log's offset */
+#define QCOW2_SEAL_ROOT_SIZE  UINT64_C(4096) /* the two of them: at the log's offset */
 #define QCOW2_SEAL_RING_AT    (2 * QCOW2_SEAL_ROOT_SIZE)
 #define QCOW2_SEAL_AREA_MAX   (UINT32_C(4) << 20)
 #define QCOW2_SEAL_LOG_MIN    (UINT64_C(64) << 10)
