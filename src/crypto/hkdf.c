@@ -13,6 +13,7 @@ static void *unconst(const void *data)
     return (void *)(uintptr_t)data;
 }
 
+/* NOLINTNEXTLINE(readability-function-size): see hkdf.h */
 bool qv_hkdf_sha3_256(const void *ikm, size_t ikm_len, const void *salt, size_t salt_len,
                       const void *info, size_t info_len, void *out, size_t out_len, GError **error)
 {

@@ -9,12 +9,14 @@
 
 #include "base/secret.h"
 
-/**
- * qv_argon2id - fills @out from @passphrase and @salt (8 bytes or more).
- * @memory_kib: at least 8 times @lanes   @passes, @lanes: at least 1
- */
+/** What a guess costs. */
+struct qv_argon2_cost {
+    uint32_t memory_kib;    /* at least 8 times @lanes */
+    uint32_t passes, lanes; /* at least 1 */
+};
+
+/** qv_argon2id - fills @out from @passphrase and @salt (8 bytes or more). */
 bool qv_argon2id(const struct qv_secret *passphrase, const uint8_t *salt, size_t salt_len,
-                 uint32_t memory_kib, uint32_t passes, uint32_t lanes, uint8_t *out, size_t out_len,
-                 GError **error);
+                 const struct qv_argon2_cost *cost, uint8_t *out, size_t out_len, GError **error);
 
 #endif

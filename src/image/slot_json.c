@@ -40,7 +40,7 @@ static bool read_bytes(const json_t *json, const char *key, uint8_t *out, size_t
         return false;
     }
     data = text != NULL ? g_base64_decode(text, &n) : NULL;
-    if (n != len) {
+    if (data == NULL || n != len) {
         return qv_fail(error, QV_ERROR_USAGE, "slot.%s: must be %zu bytes in base64", key, len);
     }
     memcpy(out, data, len);

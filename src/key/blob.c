@@ -230,14 +230,14 @@ bool qv_blob_seal_passphrase(const struct qv_kem_key *key, const struct qv_secre
                              uint8_t **out, size_t *len, GError **error)
 {
     QV_CLEANUP(qv_secret_freep) struct qv_secret *kek = qv_secret_new(QV_AEAD_KEY_SIZE);
+    const struct qv_argon2_cost cost = {ARGON2_KIB, ARGON2_PASSES, ARGON2_LANES};
     struct passphrase_disk d = {.memory_kib = qv_le32_make(ARGON2_KIB),
                                 .passes = qv_le32_make(ARGON2_PASSES),
                                 .lanes = qv_le32_make(ARGON2_LANES)};
     GByteArray *blob;
 
     if (kek == NULL || !qv_random_bytes(d.salt, sizeof(d.salt), error) ||
-        !qv_argon2id(passphrase, d.salt, sizeof(d.salt), ARGON2_KIB, ARGON2_PASSES, ARGON2_LANES,
-                     kek->data, kek->len, error)) {
+        !qv_argon2id(passphrase, d.salt, sizeof(d.salt), &cost, kek->data, kek->len, error)) {
         return false;
     }
     blob = blob_new(key, QV_BLOB_PASSPHRASE);
@@ -249,6 +249,7 @@ struct qv_kem_key *qv_blob_open_passphrase(const uint8_t *data, size_t len,
                                            const struct qv_secret *passphrase, GError **error)
 {
     QV_CLEANUP(qv_secret_freep) struct qv_secret *kek = qv_secret_new(QV_AEAD_KEY_SIZE);
+    struct qv_argon2_cost cost;
     struct qv_blob_head head;
 
     if (kek == NULL || !qv_blob_parse(data, len, &head, error)) {
@@ -258,8 +259,8 @@ struct qv_kem_key *qv_blob_open_passphrase(const uint8_t *data, size_t len,
         qv_fail(error, QV_ERROR_USAGE, "it is wrapped for a key, not under a passphrase");
         return NULL;
     }
-    if (!qv_argon2id(passphrase, head.salt, sizeof(head.salt), head.memory_kib, head.passes,
-                     head.lanes, kek->data, kek->len, error)) {
+    cost = (struct qv_argon2_cost){head.memory_kib, head.passes, head.lanes};
+    if (!qv_argon2id(passphrase, head.salt, sizeof(head.salt), &cost, kek->data, kek->len, error)) {
         return NULL;
     }
     return open_sealed(data, len, &head, kek, error);
@@ -272,7 +273,7 @@ struct qv_kem_key *qv_blob_open_passphrase(const uint8_t *data, size_t len,
 static bool kem_kek(const struct qv_blob_head *head, const struct qv_secret *shared,
                     struct qv_secret *kek, GError **error)
 {
-    uint8_t info[sizeof(WRAP_INFO) - 1 + 4 + 2 * QV_SHA3_256_SIZE];
+    uint8_t info[sizeof(WRAP_INFO) - 1 + 4 + 2 * (size_t)QV_SHA3_256_SIZE];
     qv_le32 kem = qv_le32_make(head->to_kem);
     uint8_t *at = info;
 

@@ -302,7 +302,8 @@ static bool id_bytes(const char *hex, ck_byte *out)
         return false;
     }
     for (unsigned i = 0; i < ID_LEN; i++) {
-        int high = g_ascii_xdigit_value(hex[2 * i]), low = g_ascii_xdigit_value(hex[2 * i + 1]);
+        int high = g_ascii_xdigit_value(hex[2 * (size_t)i]),
+            low = g_ascii_xdigit_value(hex[2 * (size_t)i + 1]);
 
         if (high < 0 || low < 0) {
             return false;

@@ -101,6 +101,10 @@ static void assert_opens(struct qv_keyring *ring, const struct qv_key *key)
         fail_msg("%s", error->message);
     }
     assert_true(verified);
+    if (sent == NULL || got == NULL) { /* the analyser does not know what a failed test does */
+        fail();
+        return;
+    }
     assert_memory_equal(sent->data, got->data, sent->len);
 }
 
