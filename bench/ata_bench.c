@@ -105,9 +105,9 @@ static uint64_t next_lba(void)
 
 static void ahci_build(unsigned slot)
 {
-    uint8_t *t = qv_fake_vm_ptr(&b.vm, b.tables + slot * 256);
-    uint32_t *h = qv_fake_vm_ptr(&b.vm, b.list + slot * 32);
-    uint64_t lba = next_lba(), gpa = b.data + slot * BLOCK;
+    uint8_t *t = qv_fake_vm_ptr(&b.vm, b.tables + slot * UINT64_C(256));
+    uint32_t *h = qv_fake_vm_ptr(&b.vm, b.list + slot * UINT64_C(32));
+    uint64_t lba = next_lba(), gpa = b.data + (uint64_t)slot * BLOCK;
     uint32_t prd[4] = {(uint32_t)gpa, (uint32_t)(gpa >> 32), 0, BLOCK - 1};
 
     memset(t, 0, 20);
@@ -124,8 +124,8 @@ static void ahci_build(unsigned slot)
     memcpy(t + 0x80, prd, sizeof(prd));
     h[0] = 5 | 1 << 16;
     h[1] = 0;
-    h[2] = (uint32_t)(b.tables + slot * 256);
-    h[3] = (uint32_t)((b.tables + slot * 256) >> 32);
+    h[2] = (uint32_t)(b.tables + slot * UINT64_C(256));
+    h[3] = (uint32_t)((b.tables + slot * UINT64_C(256)) >> 32);
 }
 
 static void ahci_issue(unsigned slot)
@@ -342,8 +342,8 @@ static void set_up(const char *file)
     qv_fake_vm_init(&b.vm, BASE, 1, 16u << 20);
     b.list = qv_fake_vm_alloc(&b.vm, 1024, 1024);
     b.fis = qv_fake_vm_alloc(&b.vm, 256, 256);
-    b.tables = qv_fake_vm_alloc(&b.vm, 32 * 256, 128);
-    b.data = qv_fake_vm_alloc(&b.vm, 32 * BLOCK, 4096);
+    b.tables = qv_fake_vm_alloc(&b.vm, 8192, 128);
+    b.data = qv_fake_vm_alloc(&b.vm, (uint64_t)32 * BLOCK, 4096);
     qv_thread_run_co(b.thread, open_disk, (void *)(uintptr_t)file);
     qv_thread_call(b.thread, make, NULL);
     sem_wait(&b.done);

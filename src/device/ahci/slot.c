@@ -38,7 +38,7 @@ static_assert(sizeof(struct prd) == 16, "layout is fixed by the spec");
 #define TABLE_CFIS  20u   /* bytes of the command FIS that mean something */
 #define PRD_BYTES   0x3fffffu
 #define PRD_IRQ     0x80000000u
-#define LIST_BYTES  (AHCI_SLOTS * 32u)
+#define LIST_BYTES  (AHCI_SLOTS * UINT64_C(32))
 
 /* ---- the end of a command ---- */
 

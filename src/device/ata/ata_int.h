@@ -15,7 +15,7 @@
 /* The longest one of our answers and of the lists we take, bytes. */
 #define ATA_BUF_MAX 4096u
 /* Bytes a READ VERIFY or a self-test reads at once. */
-#define ATA_VERIFY_STEP (128u * 1024u)
+#define ATA_VERIFY_STEP 131072u
 
 #define ATA_LBA28_MAX UINT64_C(0x0fffffff) /* sectors that 28-bit commands reach */
 #define ATA_LBA48_MAX UINT64_C(0x0000ffffffffffff)

@@ -42,7 +42,10 @@ static void set_string(char *to, size_t max, const char *from)
 
     memset(to, ' ', max);
     for (size_t i = 0; i < len; i++) {
-        to[i] = from[i] >= 0x20 && from[i] < 0x7f ? from[i] : '_';
+        to[i] = '_';
+        if (from[i] >= 0x20 && from[i] < 0x7f) {
+            to[i] = from[i];
+        }
     }
 }
 
@@ -136,12 +139,12 @@ static int64_t standby_after(const struct qv_ata_drive *d)
         return 0;
     }
     if (n <= 240) {
-        return n * 5 * NS_PER_S;
+        return (int64_t)n * 5 * NS_PER_S;
     }
     if (n <= 251) {
         return (n - 240) * NS_PER_HOUR / 2;
     }
-    return n == 253 ? 8 * NS_PER_HOUR : 21 * 60 * NS_PER_S + (n == 255 ? 15 * NS_PER_S : 0);
+    return n == 253 ? 8 * NS_PER_HOUR : 1260 * NS_PER_S + (n == 255 ? 15 * NS_PER_S : 0);
 }
 
 void ata_note_access(struct qv_ata_drive *d)

@@ -9,8 +9,8 @@
 
 static void put(uint8_t *page, unsigned word, uint16_t value)
 {
-    page[2 * word] = (uint8_t)value;
-    page[2 * word + 1] = (uint8_t)(value >> 8);
+    page[(size_t)2 * word] = (uint8_t)value;
+    page[(size_t)2 * word + 1] = (uint8_t)(value >> 8);
 }
 
 /* A number in @words words, least significant first. */
@@ -36,7 +36,7 @@ static void put_geometry(const struct qv_ata_drive *d, uint8_t *page)
     uint32_t cylinders = (uint32_t)qv_min_u64(d->sectors / per_cylinder, 65535);
     uint32_t capacity = cylinders * per_cylinder;
 
-    put(page, 1, (uint16_t)qv_min_u64(d->sectors / (16u * 63u), 16383));
+    put(page, 1, (uint16_t)qv_min_u64(d->sectors / 1008, 16383));
     put(page, 3, 16);
     put(page, 6, 63);
     put(page, 54, (uint16_t)cylinders);

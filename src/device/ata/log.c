@@ -119,7 +119,7 @@ static void directory(const struct qv_ata_drive *d, unsigned number, uint8_t *pa
     page[0] = 1;
     for (unsigned i = 1; i < G_N_ELEMENTS(logs); i++) {
         if (d->sata || !logs[i].sata_only) {
-            page[2 * logs[i].address] = (uint8_t)logs[i].pages;
+            page[(size_t)2 * logs[i].address] = (uint8_t)logs[i].pages;
         }
     }
 }

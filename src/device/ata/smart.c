@@ -99,7 +99,7 @@ static void read_data(const struct qv_ata_drive *d, uint8_t *page)
     for (unsigned i = 0; i < G_N_ELEMENTS(attributes); i++) {
         const struct attribute *a = &attributes[i];
         qv_le64 raw = qv_le64_make(a->raw(d, &stats));
-        uint8_t *to = page + 2 + 12 * i;
+        uint8_t *to = page + 2 + (size_t)12 * i;
 
         to[0] = a->id;
         put16(to + 1, a->flags);
@@ -138,7 +138,7 @@ void ata_smart_error_log(const struct qv_ata_drive *d, uint8_t *page)
     page[1] = d->error_count == 0 ? 0 : (uint8_t)((d->error_count - 1) % ATA_ERRORS_KEPT + 1);
     for (unsigned i = 0; i < kept; i++) {
         const struct ata_error_note *n = &d->errors[i];
-        uint8_t *command = page + 2 + 90 * i + 48, *result = page + 2 + 90 * i + 60;
+        uint8_t *command = page + 2 + (size_t)90 * i + 48, *result = command + 12;
         qv_le32 ms = qv_le32_make(n->ms);
 
         /* Only the last of the five commands up to the error is kept. */
@@ -172,7 +172,7 @@ void ata_smart_selftest_log(const struct qv_ata_drive *d, uint8_t *page)
     put16(page, 0x0001);
     for (unsigned i = 0; i < kept; i++) {
         const struct ata_selftest_note *n = &d->tests[i];
-        uint8_t *to = page + 2 + 24 * i;
+        uint8_t *to = page + 2 + (size_t)24 * i;
         qv_le32 lba = qv_le32_make(n->lba);
 
         to[0] = n->kind;
@@ -194,8 +194,8 @@ static bool read_log(struct qv_ata_drive *d, struct qv_ata_cmd *cmd)
     ata_answer(cmd, QV_SECTOR_SIZE);
     if (log == 0x00) {
         put16(cmd->buf, 0x0001);
-        cmd->buf[2 * 0x01] = 1;
-        cmd->buf[2 * 0x06] = 1;
+        cmd->buf[2] = 1;  /* a page of log 01h */
+        cmd->buf[12] = 1; /* and of log 06h */
     } else if (log == 0x01) {
         ata_smart_error_log(d, cmd->buf);
     } else {
