@@ -401,6 +401,7 @@ static void apply(struct content *c, struct snap *list, const struct op *op)
 
 static bool same_content(const struct content *a, const struct content *b)
 {
+    g_assert(a != NULL && b != NULL);
     return a->sectors == b->sectors && memcmp(a->id, b->id, a->sectors * sizeof(a->id[0])) == 0;
 }
 
