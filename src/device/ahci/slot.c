@@ -63,11 +63,12 @@ static void fatal(struct ahci_port *p, uint32_t bits)
 /* The number of bytes moved, for the driver. AHCI 1.3.1, 4.2.2, DW 1 */
 static void write_prd_bytes(struct ahci_port *p, unsigned index, uint32_t moved)
 {
-    struct command_header *h = (struct command_header *)(void *)p->list + index;
+    struct command_header *h;
 
     if (p->list == NULL || !ahci_dma_ok(p->hba)) {
         return;
     }
+    h = (struct command_header *)(void *)p->list + index;
     h->prd_bytes = qv_le32_make(moved);
     if (p->hba->log != NULL) {
         qv_dirty_log_mark(p->hba->log, p->clb + index * sizeof(*h), sizeof(*h));
@@ -384,7 +385,7 @@ static void begin(struct ahci_slot *s)
 {
     struct ahci_port *p = s->port;
 
-    s->inside = s->over = false;
+    s->over = false;
     s->inside = true;
     if (qv_ata_begin(p->drive, &s->cmd)) {
         s->inside = false;
