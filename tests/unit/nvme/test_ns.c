@@ -165,10 +165,16 @@ static void test_remove_with_the_guests_consent(void **state)
 {
     struct drv *d = drv_new(&(struct drv_opts){.disks = 3});
     struct ns_call call = {.d = d, .nsid = 2};
+    struct cmd read = drv_rw(d, 2, 2, 0, 8, DRV_BASE + 4096);
     uint32_t list[1024];
     uint16_t cid;
 
-    drv_queues(d, 1);
+    drv_queues(d, 2);
+    atomic_store(&d->ctl[1].hold, true);
+    drv_put(d, 2, &read); /* one in flight, so that the guest has not let go yet */
+    drv_ring(d, 2);
+    drv_held(d, 1, 1);
+    atomic_store(&d->ctl[1].hold, false);
     cid = send_aer(d);
     qv_thread_call(d->home, do_remove, &call);
     await_change(d, cid, 2, 0);
@@ -177,6 +183,10 @@ static void test_remove_with_the_guests_consent(void **state)
     assert_int_equal(active(d, list), 2);
     assert_int_equal(list[1], 3);
     assert_int_equal(drv_do(d, 1, drv_rw(d, 1, 2, 0, 8, DRV_BASE)), 0); /* still served */
+    usleep(300000);
+    assert_false(atomic_load(&call.done));
+    drv_release(d, 1);
+    assert_int_equal(drv_await(d, 2).status >> 1, 0);
     drv_wait(&call.done);
     assert_int_equal(drv_do(d, 1, drv_rw(d, 1, 2, 0, 8, DRV_BASE)), 2 | DNR);
     assert_true(add(d, &call.nsid, 1)); /* and it may come back */
