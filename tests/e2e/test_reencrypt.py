@@ -32,6 +32,7 @@ def image(quantavirt, root):
             f"nbd+unix:///?socket={socket}")
         server.terminate()
         assert server.wait(20) == 0
+        wait_unlocked(quantavirt)
     shown["s1"] = first
     shown["s2"] = first[:1 << 20] + second[1 << 20:6 << 20] + first[6 << 20:]
     shown[None] = shown["s2"][:8 << 20] + second[8 << 20:13 << 20] + first[13 << 20:]
