@@ -205,6 +205,26 @@ def test_a_disk_too_many_states_the_limit(quantavirt, root):
         assert f"{limit + 1} {what}, a VM holds at most {limit}" in vm.create(code=2).stderr
 
 
+MANY = FIND + """ok=0; for b in /sys/block/[sn]*; do d=/dev/${b##*/}; s=$(cat $b/size)
+printf "%%-511s\\n" "this is $s" | dd of=$d bs=512 oflag=direct conv=fsync 2>/dev/null || continue
+[ "$(dd if=$d bs=512 count=1 iflag=direct 2>/dev/null | cut -d' ' -f3)" = "$s" ] && ok=$((ok+1)); done; echo "used $ok" """
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_guest_uses_256_namespaces_and_32_ports(quantavirt, root):
+    disks = [disk(f"n{i}", "raw", size=f"{64 + i}K", type="nvme") for i in range(256)]
+    disks += [disk(f"s{i}", "raw", size=f"{1024 + i}K", type="ahci") for i in range(32)]
+    vm = Vm(quantavirt, root, "web", disks, memory="512M")
+    vm.set_script(MANY % 288, flavour="full")
+    vm.create().start()
+    assert vm.result(500).check().output.split()[-2:] == ["used", "288"]
+    for i in range(256):
+        assert (root / f"images/n{i}.raw").read_bytes().startswith(b"this is %d " % (128 + 2 * i))
+    for i in range(32):
+        assert (root / f"images/s{i}.raw").read_bytes().startswith(b"this is %d " % (2048 + 2 * i))
+
+
 @pytest.mark.parametrize("kind", ["nvme"])
 def test_served_to_another_hypervisor(quantavirt, root, kind):
     """Two images behind one controller, in a QEMU that is not ours."""
