@@ -208,7 +208,7 @@ static void add_units(GPtrArray *argv, const struct vm_launch *launch)
         const struct vm_unit *unit = units->pdata[i];
         const struct vm_seat *seat = vm_unit_on_port(unit->type) ? &seats[at++] : NULL;
 
-        if (unit->type == QV_DISK_VIRTIO_BLK) {
+        if (seat != NULL && unit->type == QV_DISK_VIRTIO_BLK) {
             add_virtio_blk(argv, launch, unit, seat, n > VM_PORT_DISKS_MAX);
         } else {
             add_controller(argv, launch, unit, seat, n > VM_PORT_DISKS_MAX);

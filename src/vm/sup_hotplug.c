@@ -487,7 +487,7 @@ void sup_disk_detach(struct sup *sup, struct vm_ctl_request *request, const json
     } else if (disk->detach != NULL) {
         qv_fail(&error, QV_ERROR_IN_USE, "disk %s: is being detached by another command", path);
     }
-    if (error != NULL || !begin(sup, disk, force, &released, &error)) {
+    if (disk == NULL || error != NULL || !begin(sup, disk, force, &released, &error)) {
         vm_ctl_refuse(request, error);
         return;
     }
