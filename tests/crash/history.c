@@ -79,6 +79,17 @@ static uint64_t durable_at(const struct history *h, const struct op *op)
     return at;
 }
 
+void history_lost(struct history *h)
+{
+    for (uint32_t n = 1; n <= h->ops->len; n++) {
+        struct op *op = g_ptr_array_index(h->ops, n - 1);
+
+        if (op->kind != OP_FLUSH && durable_at(h, op) == 0) {
+            op->ended = 0;
+        }
+    }
+}
+
 void history_index(struct history *h)
 {
     uint64_t size = h->start_size;

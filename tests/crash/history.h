@@ -43,6 +43,10 @@ uint32_t history_begin(struct history *h, enum op_kind kind, uint64_t offset, ui
                        bool fua, uint64_t now);
 void history_end(struct history *h, uint32_t number, uint64_t now);
 
+/** history_lost - the image was closed with an error: what ended and no flush made durable may have
+ * gone with its buffers, and a flush of the image opened again says nothing of it. */
+void history_lost(struct history *h);
+
 /** history_fill - the marks of op @number for [@offset, @offset + @len). */
 void history_fill(void *buf, uint32_t number, uint64_t offset, uint64_t len);
 

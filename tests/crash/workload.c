@@ -561,6 +561,8 @@ static void co_close(struct run *run, struct qv_node *node)
     rc = qv_node_co_close_tree(node);
     if (rc != 0 && run->faults == NULL) {
         run_fail(run, "closing failed: %s", qv_strerror(rc));
+    } else if (rc != 0) {
+        history_lost(&run->history);
     }
 }
 

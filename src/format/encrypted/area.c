@@ -312,6 +312,20 @@ static bool co_read_copy(struct qv_node *file, const struct qcow2_seal_ext *ext,
     return true;
 }
 
+/* A copy that cannot be read is not one that is damaged: it may be the newer one, and the other
+ * lack the last epoch. Reading may go on, writing not. */
+static bool both_known(const struct qv_node *file, GError *const why[2], GError **error)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        if (why[i] != NULL && !file->readonly && why[i]->code != QV_ERROR_CORRUPT &&
+            why[i]->code != QV_ERROR_UNSUPPORTED) {
+            g_propagate_error(error, g_error_copy(why[i]));
+            return false;
+        }
+    }
+    return true;
+}
+
 bool enc_area_co_read(struct qv_node *file, const struct qcow2_seal_ext *ext,
                       const struct qv_secret *dek, struct enc_area *out, GError **error)
 {
@@ -329,6 +343,11 @@ bool enc_area_co_read(struct qv_node *file, const struct qcow2_seal_ext *ext,
         g_set_error(error, QV_ERROR, foreign ? QV_ERROR_UNSUPPORTED : QV_ERROR_CORRUPT,
                     "neither copy of the key area can be used: %s; %s", why0->message,
                     why1->message);
+        return false;
+    }
+    if (!both_known(file, (GError *const[2]){why0, why1}, error)) {
+        enc_area_clear(&a[0]);
+        enc_area_clear(&a[1]);
         return false;
     }
     best = !ok[0] || (ok[1] && a[1].generation > a[0].generation) ? 1 : 0;

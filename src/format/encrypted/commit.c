@@ -360,6 +360,17 @@ static int apply(struct part *p, int failed)
 
 static void wake_waiters(struct round *r, int result);
 
+/* The first error among the writes of the part's data so far. */
+static int data_result(const struct part *p)
+{
+    for (size_t k = 0; k < p->n; k++) {
+        if (p->v[k]->result != 0) {
+            return p->v[k]->result;
+        }
+    }
+    return 0;
+}
+
 /* Steps 1 and 2. */
 static int co_log_part(struct part *p, bool last)
 {
@@ -400,7 +411,7 @@ static int co_part(struct part *p, bool last)
 
     ret = ret != 0 ? ret : co_log_part(p, last);
     if (ret == 0 && p->over > 0) {
-        if (p->log_data && last && r->result == 0) {
+        if (p->log_data && last && r->result == 0 && data_result(p) == 0) {
             wake_waiters(r, 0); /* all of it is durable already */
         }
         enc->unsynced = true;
@@ -411,8 +422,9 @@ static int co_part(struct part *p, bool last)
     ret = apply(p, ret);
     if (ret != 0) {
         r->failed = true;
-        enc->behind |= logged && p->log_data;
-    } else if (!r->failed && !enc->behind) {
+        enc->unplaced |= logged;
+        enc->behind |= logged && p->over > 0;
+    } else if (!r->failed && !enc->unplaced) {
         enc->applied = enc->log.seq - 1;
     }
     free(p->buf);
@@ -478,7 +490,7 @@ static int co_parts(struct round *r)
 
         p.n = n = ret != 0 ? r->n - i : part_size(r, i, log_data);
         for (size_t k = 0; k < n; k++) {
-            p.over += p.v[k]->over;
+            p.over += r->v[i + k]->over;
         }
         if (ret == 0) {
             ret = co_part(&p, i + n == r->n);
@@ -555,7 +567,7 @@ static int co_round(struct round *r)
     keep_cleared(r);
     g_ptr_array_unref(r->all);
     if (ret == 0 && !r->failed && enc->log.live->len > 0) {
-        enc->behind = false; /* what was, has been written again */
+        enc->behind = enc->unplaced = false; /* what was, has been written again */
         enc->applied = enc->log.seq - 1;
     }
     if (ret == 0 && enc_pages_dirty(enc) > enc->max_pages * ENC_SHARDS / 2) {

@@ -159,9 +159,11 @@ struct enc_image {
         _Atomic bool timer_wanted;
         GArray *cleared; /* of struct enc_cleared; go into the next record */
     } commit;
-    struct enc_log log;        /* the committer's */
-    bool unsynced;             /* the committer's: something was written since the last sync */
-    bool behind;               /* the committer's: a record has data that its place does not */
+    struct enc_log log; /* the committer's */
+    bool unsynced;      /* the committer's: something was written since the last sync */
+    bool behind; /* the committer's: a record has what an overwritten sector's place may not */
+    bool
+        unplaced; /* the committer's: a record's sector is not in its place; applied stands still */
     uint64_t applied, settled; /* the committer's: see enc_record_disk */
     _Atomic bool failed;       /* a sync has failed: what is durable is not known any more */
 

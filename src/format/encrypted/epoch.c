@@ -173,7 +173,9 @@ int enc_co_epoch_begin(struct enc_image *enc)
         ok = enc_area_add_epoch(&enc->area, &error) != 0;
         if (ok) {
             e = epoch_new(enc, &enc->area.epochs[enc->area.nb_epochs - 1], &error);
-            ok = e != NULL && enc_area_co_write(enc->file, &enc->ext, &enc->area, enc->dek, &error);
+            /* In both copies before it seals anything: damage to one of them loses no epoch. */
+            ok = e != NULL &&
+                 enc_area_co_write_both(enc->file, &enc->ext, &enc->area, enc->dek, &error);
             if (!ok) {
                 enc->area.nb_epochs--; /* its salt is never used */
             }
