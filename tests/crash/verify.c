@@ -80,14 +80,16 @@ static int64_t co_check(struct run *run, struct mem_file *file, uint64_t leaks, 
     return result;
 }
 
-/* Leaks, with those past the end of the file, which count once the file is longer. */
+/* Leaks, with those past the end of the file, which count once the file is longer: as far as
+ * clusters are reserved ahead. */
 static int64_t co_count_leaks(struct run *run, const struct mem_file *file)
 {
-    struct mem_file longer = {0};
+    struct mem_file longer = {.size = file->size + 64 * QV_MIB};
     int64_t leaks;
 
-    mem_file_set(&longer, file->data, file->size);
-    mem_file_resize(&longer, file->size + 8 * QV_MIB);
+    longer.data = g_malloc0(longer.size); /* no page of which is there before it is used */
+    longer.cap = longer.size;
+    memcpy(longer.data, file->data, file->size);
     leaks = co_check(run, &longer, UINT64_MAX, "before opening");
     mem_file_clear(&longer);
     return leaks;
