@@ -84,7 +84,8 @@ static int64_t co_check(struct run *run, struct mem_file *file, uint64_t leaks, 
  * clusters are reserved ahead. */
 static int64_t co_count_leaks(struct run *run, const struct mem_file *file)
 {
-    struct mem_file longer = {.size = file->size + 64 * QV_MIB};
+    uint64_t cluster = run->load->create.cluster_size;
+    struct mem_file longer = {.size = file->size + qv_max_u64(8 * QV_MIB, 4096 * cluster)};
     int64_t leaks;
 
     longer.data = g_malloc0(longer.size); /* no page of which is there before it is used */
