@@ -61,7 +61,9 @@ static int co_drop_leaks(struct compact *c, struct qcow2_walk *w)
             continue; /* whoever put it there knows why */
         }
         ret = qcow2_shadow_co_get(&s, k, &have);
-        if (ret == 0 && have > want) {
+        /* Down to one, its entry would have to say "copied": that is for repair; it stays in its
+         * place. */
+        if (ret == 0 && have > want && want != 1) {
             c->result.leaked++;
             ret = qcow2_shadow_co_set(&s, k, want);
         }
