@@ -165,7 +165,10 @@ bool qv_pci_set_irqs(struct qv_pci_function *fn, enum qv_pci_irq_mode mode, unsi
                        start + count, total);
     }
     if (mode == QV_PCI_IRQ_INTX) {
-        return count == 0 && start != 0 ? true : set_intx(fn, count > 0 ? irqs[0] : NULL);
+        if (count > 0) {
+            return set_intx(fn, irqs[0]);
+        }
+        return start != 0 || set_intx(fn, NULL);
     }
     if (count == 0 && start == 0) {
         for (unsigned i = 0; i < total; i++) {

@@ -118,7 +118,7 @@ static size_t deflate_all(struct qcow2_compressor *c, const void *in, size_t len
 static bool looks_random(const uint8_t *in, size_t len)
 {
     uint16_t count[256] = {0};
-    size_t n = len < 4096 ? len : 4096, step = len / n;
+    size_t n = len < 4096 ? len : 4096, step = n > 0 ? len / n : 1;
     uint64_t squares = 0;
 
     for (size_t i = 0; i < n; i++) {
