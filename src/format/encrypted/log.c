@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The ring of the intent log: where records go, and which are needed. Only the committer, or
- * whoever is alone with the image, comes here.
+ * The ring of the intent log: where records go, and which are needed; syncs and checkpoints, after
+ * which none is. Only the committer, or whoever is alone with the image, comes here.
+ *
+ * A checkpoint: sync, pages of the table, sync.
  *
  * A record is never written over while it, or a newer one that is not durable, is the newest: no
  * record takes more than a third of the ring, so the place of the next one is free of the last.
@@ -10,7 +12,45 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
+#include "base/log.h"
 #include "format/encrypted/enc_int.h"
+
+/* ---- syncs and checkpoints ---- */
+
+int enc_co_sync(struct enc_image *enc)
+{
+    uint64_t applied = enc->applied;
+    int ret = atomic_load(&enc->failed) ? -EIO : qv_co_flush(enc->file);
+
+    if (ret == 0) {
+        enc->settled = applied;
+        enc->unsynced = false;
+    } else if (!atomic_exchange(&enc->failed, true)) {
+        /* The kernel may have dropped what it could not write. What is durable is not known any
+         * more; opening the image again finds out. */
+        qv_error("%s: a flush has failed, nothing more is written: %s", enc->seal.node.name,
+                 qv_strerror(ret));
+    }
+    return ret;
+}
+
+int enc_co_checkpoint(struct enc_image *enc)
+{
+    int ret = enc->behind ? -EIO : 0; /* records still hold what no place has */
+
+    if (ret == 0 && enc->unsynced) { /* an entry in the table must have its data */
+        ret = enc_co_sync(enc);
+    }
+    ret = ret != 0 ? ret : enc_co_pages_write(enc);
+    ret = ret != 0 ? ret : enc_co_sync(enc);
+    if (ret == 0) {
+        g_array_set_size(enc->log.live, 0);
+    }
+    return ret;
+}
+
+/* ---- the ring ---- */
 
 uint32_t enc_record_max(const struct enc_image *enc)
 {
