@@ -201,6 +201,7 @@ void enc_commit_init(struct enc_image *enc)
     enc->commit.timer.fn = timer_fired;
     enc->commit.timer_work.fn = timer_arm;
     enc->log.live = g_array_new(false, false, sizeof(struct enc_live));
+    enc_behind_init(enc);
 }
 
 void enc_commit_free(struct enc_image *enc)

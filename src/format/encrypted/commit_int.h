@@ -30,6 +30,7 @@ struct enc_part {
     bool log_data;
     uint8_t *buf;
     uint32_t at, blocks;
+    struct enc_record_disk head;
     /* writes in flight */
     struct qv_co *co;
     bool sleeping;

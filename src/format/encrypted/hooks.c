@@ -91,9 +91,9 @@ int enc_seal_co_clear(struct qcow2_seal *seal, uint64_t first, uint64_t count)
 
         ret = ret != 0 ? ret : r;
     }
-    if (ret == 0 && wait) {
-        /* The commit under way may still write there. */
-        ret = enc_co_commit(enc, false);
+    if (ret == 0 && (wait || atomic_load(&enc->any_behind))) {
+        /* The commit under way may still write there. Whether it succeeds is nothing to us. */
+        (void)enc_co_commit(enc, false);
     }
     return ret;
 }

@@ -37,7 +37,7 @@ int enc_co_sync(struct enc_image *enc)
 
 int enc_co_checkpoint(struct enc_image *enc)
 {
-    int ret = enc->behind ? -EIO : 0; /* records still hold what no place has */
+    int ret = enc_co_behind_write(enc);
 
     if (ret == 0 && enc->unsynced) { /* an entry in the table must have its data */
         ret = enc_co_sync(enc);
@@ -91,14 +91,27 @@ int enc_log_co_reserve(struct enc_image *enc, uint32_t blocks, uint32_t *at)
     return ret;
 }
 
-void enc_log_appended(struct enc_image *enc, uint32_t at, uint32_t blocks)
+int enc_log_make(struct enc_image *enc, struct enc_record_disk *head, void *buf, size_t len)
+{
+    memcpy(head->magic, ENC_LOG_MAGIC, sizeof(head->magic));
+    head->seq = qv_be64_make(enc->log.seq);
+    head->tail = qv_be64_make(enc_log_tail(enc));
+    head->before_epoch = enc->log.last_epoch;
+    head->before_counter = enc->log.last_counter;
+    return enc_tag_record(enc, head, buf, len);
+}
+
+void enc_log_appended(struct enc_image *enc, uint32_t at, const struct enc_record_disk *head)
 {
     struct enc_log *log = &enc->log;
+    uint32_t blocks = qv_be32_get(head->blocks);
     struct enc_live l = {.seq = log->seq, .at = at, .blocks = blocks};
 
     g_array_append_val(log->live, l);
     log->last = at;
     log->last_blocks = blocks;
+    log->last_epoch = head->epoch;
+    log->last_counter = head->counter;
     log->head = at + blocks;
     log->seq++;
     log->used = true;
@@ -109,8 +122,6 @@ int enc_log_co_end(struct enc_image *enc)
     struct enc_log *log = &enc->log;
     QV_CLEANUP(qv_freep) uint8_t *buf = NULL;
     struct enc_record_disk head = {
-        .seq = qv_be64_make(log->seq),
-        .tail = qv_be64_make(log->seq),
         .settled = qv_be64_make(log->seq - 1),
         .blocks = qv_be32_make(1),
     };
@@ -122,14 +133,13 @@ int enc_log_co_end(struct enc_image *enc)
     }
     buf = qv_node_mem_alloc(ENC_LOG_BLOCK);
     memset(buf, 0, ENC_LOG_BLOCK);
-    memcpy(head.magic, ENC_LOG_MAGIC, sizeof(head.magic));
-    ret = enc_tag_record(enc, &head, buf, sizeof(head));
+    ret = enc_log_make(enc, &head, buf, sizeof(head));
     if (ret == 0) {
         ret = qv_co_pwrite(enc->file, log->at + (uint64_t)at * ENC_LOG_BLOCK, buf, ENC_LOG_BLOCK);
         enc->unsynced = true;
     }
     if (ret == 0) {
-        enc_log_appended(enc, at, 1);
+        enc_log_appended(enc, at, &head);
     }
     return ret;
 }

@@ -147,7 +147,6 @@ static int co_make_record(struct enc_part *p)
     struct enc_image *enc = p->r->enc;
     size_t items = p->r->cleared->len + p->n, data = 0;
     size_t head_len = enc_record_head_bytes(items);
-    struct enc_record_disk head = {.items = qv_be32_make((uint32_t)items)};
     int ret;
 
     for (size_t i = 0; i < p->n; i++) {
@@ -160,14 +159,13 @@ static int co_make_record(struct enc_part *p)
     }
     p->buf = qv_node_mem_alloc((uint64_t)p->blocks * ENC_LOG_BLOCK);
     memset(p->buf, 0, head_len);
-    put_items(p, p->buf + sizeof(head), p->buf + head_len);
-    memcpy(head.magic, ENC_LOG_MAGIC, sizeof(head.magic));
-    head.seq = qv_be64_make(enc->log.seq);
-    head.tail = qv_be64_make(enc_log_tail(enc));
-    head.settled = qv_be64_make(enc->settled);
-    head.blocks = qv_be32_make(p->blocks);
-    head.data = qv_be32_make((uint32_t)data);
-    return enc_tag_record(enc, &head, p->buf, sizeof(head) + items * sizeof(struct enc_item_disk));
+    put_items(p, p->buf + sizeof(p->head), p->buf + head_len);
+    p->head = (struct enc_record_disk){.settled = qv_be64_make(enc->settled),
+                                       .items = qv_be32_make((uint32_t)items),
+                                       .blocks = qv_be32_make(p->blocks),
+                                       .data = qv_be32_make((uint32_t)data)};
+    return enc_log_make(enc, &p->head, p->buf,
+                        sizeof(p->head) + items * sizeof(struct enc_item_disk));
 }
 
 struct record_io {
@@ -212,10 +210,15 @@ int enc_part_apply(struct enc_part *p, int failed)
             if (page->slot[i] == slot) {
                 (void)enc_slot_remove(enc, s, page, i);
             }
-        } else if (page->slot[i] == slot) { /* once more */
-            enc_slot_ref(slot);
-            (void)enc_slot_remove(enc, s, page, i);
-            enc_slot_put(enc, s, page, slot);
+        } else {
+            if (failed == 0 && slot->over) {
+                enc_behind_add(enc, slot, &page->e[i]);
+            }
+            if (page->slot[i] == slot) { /* once more */
+                enc_slot_ref(slot);
+                (void)enc_slot_remove(enc, s, page, i);
+                enc_slot_put(enc, s, page, slot);
+            }
         }
         pthread_mutex_unlock(&s->lock);
         enc_slot_unref(enc, slot);
@@ -257,7 +260,7 @@ static int co_log_part(struct enc_part *p, bool last)
     co_wait(p, 0);
     ret = p->record_result;
     if (ret == 0) {
-        enc_log_appended(enc, p->at, p->blocks);
+        enc_log_appended(enc, p->at, &p->head);
         g_array_set_size(r->cleared, 0);
     }
     if (ret == 0 && (p->over > 0 || (last && r->flush))) {
@@ -287,7 +290,6 @@ int enc_co_part(struct enc_part *p, bool last)
     if (ret != 0) {
         r->failed = true;
         enc->unplaced |= logged;
-        enc->behind |= logged && p->over > 0;
     } else if (!r->failed && !enc->unplaced) {
         enc->applied = enc->log.seq - 1;
     }

@@ -211,7 +211,8 @@ int enc_co_round(struct enc_round *r)
     keep_cleared(r);
     g_ptr_array_unref(r->all);
     if (ret == 0 && !r->failed && enc->log.live->len > 0) {
-        enc->behind = enc->unplaced = false; /* what was, has been written again */
+        enc_behind_end(enc); /* what was, has been written again */
+        enc->unplaced = false;
         enc->applied = enc->log.seq - 1;
     }
     if (ret == 0 && enc_pages_dirty(enc) > enc->max_pages * ENC_SHARDS / 2) {
