@@ -7,6 +7,7 @@
 #include "block/node.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/walk.h"
+#include "format/qcow2/walk_parts.h"
 
 /* One refcount block's share of the clusters. @block NULL: no block, all refcounts are 0. */
 static void compare_block(struct qcow2_walk *w, uint64_t first, const uint8_t *block)
@@ -36,21 +37,36 @@ static void compare_block(struct qcow2_walk *w, uint64_t first, const uint8_t *b
     }
 }
 
-static bool co_compare(struct qcow2_walk *w, GError **error)
+static uint64_t block_place(const struct qcow2_walk *w, uint64_t i)
 {
-    unsigned bits = qcow2_rb_bits(&w->header);
+    return i < w->nb_refcount_table ? w->refcount_table[i] : 0;
+}
 
-    for (uint64_t i = 0; i << bits < w->nb_clusters; i++) {
-        uint64_t offset = i < w->nb_refcount_table ? w->refcount_table[i] : 0;
+/* A block has entries for whole bytes of the bit map that is filled here. */
+static bool compare_part(struct qcow2_walk *view, const struct qcow2_part *part, GError **error)
+{
+    unsigned bits = qcow2_rb_bits(&view->header);
 
-        if (offset != 0 && !qcow2_co_walk_read(w, offset, w->buf, qcow2_cluster_size(&w->header),
-                                               "refcount block", error)) {
-            return false;
-        }
-        compare_block(w, i << bits, offset != 0 ? w->buf : NULL);
-        qcow2_walk_progress(w, 0.6 + 0.1 * (double)(i << bits) / (double)w->nb_clusters);
+    (void)error;
+    for (uint64_t i = 0; i < part->n; i++) {
+        compare_block(view, (part->first + i) << bits,
+                      block_place(view, part->first + i) == 0
+                          ? NULL
+                          : part->buf + (i << view->header.cluster_bits));
     }
     return true;
+}
+
+static bool co_compare(struct qcow2_walk *w, GError **error)
+{
+    static const struct qcow2_part_ops ops = {.what = "refcount block",
+                                              .place = block_place,
+                                              .look = compare_part,
+                                              .from = 0.6,
+                                              .to = 0.7};
+
+    return qcow2_parts_co_run(
+        w, &ops, qv_div_up(w->nb_clusters, UINT64_C(1) << qcow2_rb_bits(&w->header)), error);
 }
 
 bool qcow2_co_walk_check(struct qcow2_walk *w, GError **error)

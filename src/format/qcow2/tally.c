@@ -70,6 +70,19 @@ uint64_t qcow2_tally_add(struct qcow2_tally *tally, uint64_t cluster, uint64_t n
     return n - take;
 }
 
+bool qcow2_tally_add_shared(struct qcow2_tally *tally, uint64_t cluster, uint64_t n, uint64_t max)
+{
+    uint16_t *count = &tally->counts[cluster], old = __atomic_load_n(count, __ATOMIC_RELAXED);
+
+    do {
+        if (n >= UINT16_MAX || old + n >= UINT16_MAX || old + n > max) {
+            return false;
+        }
+    } while (!__atomic_compare_exchange_n(count, &old, (uint16_t)(old + n), true, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED));
+    return true;
+}
+
 void qcow2_tally_sub(struct qcow2_tally *tally, uint64_t cluster, uint64_t n)
 {
     if (tally->counts[cluster] < UINT16_MAX) {

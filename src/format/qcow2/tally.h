@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * How often each cluster of an image file is referred to, as counted by a walk over its metadata.
- * Not thread-safe; no I/O.
+ * Not thread-safe but for qcow2_tally_add_shared; no I/O.
  */
 #ifndef QV_FORMAT_QCOW2_TALLY_H
 #define QV_FORMAT_QCOW2_TALLY_H
@@ -29,6 +29,10 @@ uint64_t qcow2_tally_get(const struct qcow2_tally *tally, uint64_t cluster);
 
 /** qcow2_tally_add - @n more, up to @max. Returns how many of @n did not fit. */
 uint64_t qcow2_tally_add(struct qcow2_tally *tally, uint64_t cluster, uint64_t n, uint64_t max);
+
+/** qcow2_tally_add_shared - the same, from several threads at once. False, and nothing is added: it
+ * does not fit, or needs more than 16 bits. */
+bool qcow2_tally_add_shared(struct qcow2_tally *tally, uint64_t cluster, uint64_t n, uint64_t max);
 
 /** qcow2_tally_sub - @n less, of at least as many. */
 void qcow2_tally_sub(struct qcow2_tally *tally, uint64_t cluster, uint64_t n);

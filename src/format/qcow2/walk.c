@@ -15,7 +15,6 @@
 #include "block/node.h"
 #include "format/qcow2/header_areas.h"
 #include "format/qcow2/snapshot_list.h"
-#include "format/qcow2/tables.h"
 #include "format/qcow2/walk.h"
 #include "format/qcow2/walk_int.h"
 
@@ -23,12 +22,6 @@
 /* Bytes of L1 tables that overlap something and are read all the same: each may be read as often as
  * there are snapshots. */
 #define L1_BUDGET (UINT64_C(64) << 20)
-
-/* A table found in the snapshot table or the bitmap directory. */
-struct small_table {
-    uint64_t offset;
-    uint32_t entries;
-};
 
 /* ---- findings ---- */
 
@@ -73,6 +66,21 @@ void qcow2_leak(struct qcow2_check *out, const char *format, ...)
     out->leaks++;
 }
 
+void qcow2_check_add(struct qcow2_check *out, struct qcow2_check *part)
+{
+    out->corruptions += part->corruptions;
+    out->leaks += part->leaks;
+    out->corruptions_fixed += part->corruptions_fixed;
+    out->leaks_fixed += part->leaks_fixed;
+    out->allocated_clusters += part->allocated_clusters;
+    out->fragmented_clusters += part->fragmented_clusters;
+    out->compressed_clusters += part->compressed_clusters;
+    out->image_end = qv_max_u64(out->image_end, part->image_end);
+    while (part->details->len > 0 && out->details->len < DETAILS_MAX) {
+        g_ptr_array_add(out->details, g_ptr_array_steal_index(part->details, 0));
+    }
+}
+
 /* ---- claiming ---- */
 
 static const char *use_name(unsigned use)
@@ -82,6 +90,20 @@ static const char *use_name(unsigned use)
            : (use & QCOW2_USE_REFCOUNTS) != 0  ? "a refcount block"
            : (use & QCOW2_USE_COMPRESSED) != 0 ? "a compressed cluster"
                                                : "a data cluster";
+}
+
+/* One cluster, while other threads do the same with data and compressed data, which may stand
+ * beside each other. What else there is stays as it is meanwhile. */
+static void claim_shared(struct qcow2_walk *w, enum qcow2_use use, uint64_t k, uint64_t times)
+{
+    uint8_t was = __atomic_load_n(&w->kinds[k], __ATOMIC_RELAXED);
+
+    if ((was & QCOW2_USE_CLASSES & ~(QCOW2_USE_DATA | QCOW2_USE_COMPRESSED)) != 0 ||
+        !qcow2_tally_add_shared(&w->tally, k, times, qcow2_refcount_max(&w->header))) {
+        w->doubtful = true;
+    } else if ((was & use) == 0) {
+        __atomic_fetch_or(&w->kinds[k], (uint8_t)use, __ATOMIC_RELAXED);
+    }
 }
 
 /* One cluster. Whether something that @use cannot stand beside uses it as well. */
@@ -136,7 +158,9 @@ static enum qcow2_claim claim(struct qcow2_walk *w, const char *what, enum qcow2
     }
     for (uint64_t k = offset >> w->header.cluster_bits;
          k <= (offset + len - 1) >> w->header.cluster_bits; k++) {
-        if (claim_one(w, use, k, times)) {
+        if (w->shared) {
+            claim_shared(w, use, k, times);
+        } else if (claim_one(w, use, k, times)) {
             result = QCOW2_CLAIM_OVERLAP;
         }
     }
@@ -149,9 +173,8 @@ enum qcow2_claim qcow2_walk_claim(struct qcow2_walk *w, enum qcow2_use use, uint
     return claim(w, NULL, use, offset, len, times);
 }
 
-/* As claim, for what only one may own. Where it overlaps, it is reported once. */
-static enum qcow2_claim claim_table(struct qcow2_walk *w, const char *what, uint64_t offset,
-                                    uint64_t len)
+enum qcow2_claim qcow2_walk_claim_table(struct qcow2_walk *w, const char *what, uint64_t offset,
+                                        uint64_t len)
 {
     enum qcow2_claim result;
 
@@ -213,7 +236,7 @@ static bool co_walk_l1(struct qcow2_walk *w, const char *what, uint64_t offset, 
 {
     uint64_t bytes = (uint64_t)entries * 8;
 
-    switch (claim_table(w, what, offset, bytes)) {
+    switch (qcow2_walk_claim_table(w, what, offset, bytes)) {
     case QCOW2_CLAIM_OUTSIDE:
         return true;
     case QCOW2_CLAIM_OVERLAP: /* what it names is in use nevertheless */
@@ -275,7 +298,7 @@ static bool co_read_snapshots(struct qcow2_walk *w, GError **error)
     }
     for (guint i = 0; i < found.list->len; i++) {
         const struct qcow2_snapshot *s = found.list->pdata[i];
-        struct small_table t = {s->l1_table_offset, s->l1_size};
+        struct qcow2_walk_table t = {s->l1_table_offset, s->l1_size};
 
         g_array_append_val(w->small_tables, t);
     }
@@ -289,7 +312,7 @@ static bool co_read_snapshots(struct qcow2_walk *w, GError **error)
                          found.list->len);
         w->structure++;
     }
-    claim_table(w, "snapshot table", w->header.snapshots_offset, found.stored);
+    qcow2_walk_claim_table(w, "snapshot table", w->header.snapshots_offset, found.stored);
     qcow2_salvage_clear(&found);
     return true;
 }
@@ -304,7 +327,7 @@ static bool co_walk_snapshots(struct qcow2_walk *w, GError **error)
         return false;
     }
     for (unsigned i = 0; i < w->small_tables->len; i++) {
-        struct small_table *t = &g_array_index(w->small_tables, struct small_table, i);
+        struct qcow2_walk_table *t = &g_array_index(w->small_tables, struct qcow2_walk_table, i);
         g_autofree char *what = g_strdup_printf("L1 table of snapshot %u", i);
 
         if ((uint64_t)t->entries * 8 > QCOW2_L1_MAX_BYTES) {
@@ -312,85 +335,6 @@ static bool co_walk_snapshots(struct qcow2_walk *w, GError **error)
             w->structure++;
         } else if (!co_walk_l1(w, what, t->offset, t->entries, false, error)) {
             return false;
-        }
-    }
-    return true;
-}
-
-/* ---- bitmaps ---- */
-
-static bool co_read_bitmap_directory(struct qcow2_walk *w, GError **error)
-{
-    uint64_t len = w->header.bitmap_directory_size, pos = 0;
-    QV_CLEANUP(qv_freep) uint8_t *dir = NULL;
-
-    if (claim_table(w, "bitmap directory", w->header.bitmap_directory_offset, len) !=
-        QCOW2_CLAIM_OK) {
-        return true;
-    }
-    dir = qv_node_mem_alloc(qv_max_u64(len, 1)); /* 64 MiB at most, and inside the file */
-    if (!qcow2_co_walk_read(w, w->header.bitmap_directory_offset, dir, len, "bitmap directory",
-                            error)) {
-        return false;
-    }
-    for (uint32_t i = 0; i < w->header.nb_bitmaps; i++) {
-        struct qcow2_bitmap_entry e;
-
-        if (qcow2_bitmap_parse(dir + pos, len - pos, &e) < 0) {
-            qcow2_corruption(w->out, "bitmap directory entry %" PRIu32 " is invalid", i);
-            w->structure++;
-            return true;
-        }
-        struct small_table t = {e.table_offset, e.table_size};
-        g_array_append_val(w->small_tables, t);
-        pos += e.stored;
-    }
-    if (pos != len) {
-        qcow2_corruption(w->out, "bitmap directory has %" PRIu64 " bytes too many", len - pos);
-        w->structure++;
-    }
-    return true;
-}
-
-static void bitmap_table_entry(struct qcow2_walk *w, uint64_t entry)
-{
-    uint64_t offset = entry & QCOW2_BITMAP_ENTRY_OFFSET_MASK;
-
-    if ((entry & QCOW2_BITMAP_ENTRY_RESERVED_MASK) != 0 ||
-        (offset != 0 && (entry & QCOW2_BITMAP_ENTRY_ALL_ONES) != 0) ||
-        !qv_is_aligned(offset, qcow2_cluster_size(&w->header))) {
-        qcow2_corruption(w->out, "bitmap table entry 0x%" PRIx64 " is invalid", entry);
-        w->structure++;
-    } else if (offset != 0) {
-        claim_table(w, "bitmap data", offset, qcow2_cluster_size(&w->header));
-    }
-}
-
-static bool co_walk_bitmaps(struct qcow2_walk *w, GError **error)
-{
-    g_array_set_size(w->small_tables, 0);
-    if (!w->header.has_bitmaps) {
-        return true;
-    }
-    if (!co_read_bitmap_directory(w, error)) {
-        return false;
-    }
-    for (unsigned i = 0; i < w->small_tables->len; i++) {
-        struct small_table *t = &g_array_index(w->small_tables, struct small_table, i);
-        uint64_t bytes = (uint64_t)t->entries * 8;
-
-        if (claim_table(w, "bitmap table", t->offset, bytes) != QCOW2_CLAIM_OK) {
-            continue;
-        }
-        for (uint64_t done = 0; done < bytes; done += QCOW2_WALK_CHUNK) {
-            uint64_t n = qv_min_u64(bytes - done, QCOW2_WALK_CHUNK);
-
-            if (!qcow2_co_walk_read(w, t->offset + done, w->buf, n, "bitmap table", error)) {
-                return false;
-            }
-            for (uint64_t j = 0; j < n / 8; j++) {
-                bitmap_table_entry(w, qcow2_be64_at(w->buf, j));
-            }
         }
     }
     return true;
@@ -507,7 +451,7 @@ bool qcow2_co_walk_init_as(struct qcow2_walk *w, struct qv_node *file,
     }
     w->buf = qv_node_mem_alloc(QCOW2_WALK_CHUNK);
     w->l2s = g_array_new(false, false, sizeof(struct qcow2_walk_l2));
-    w->small_tables = g_array_new(false, false, sizeof(struct small_table));
+    w->small_tables = g_array_new(false, false, sizeof(struct qcow2_walk_table));
     return co_read_refcount_table(w, error);
 }
 
@@ -536,7 +480,8 @@ void qcow2_walk_clear(struct qcow2_walk *w)
     *w = (struct qcow2_walk){0};
 }
 
-bool qcow2_co_walk_data(struct qcow2_walk *w, GError **error)
+/* Counts all but the refcount structures. */
+static bool co_count(struct qcow2_walk *w, GError **error)
 {
     const struct qcow2_header *h = &w->header;
     struct qcow2_area areas[QCOW2_AREAS_MAX];
@@ -545,7 +490,7 @@ bool qcow2_co_walk_data(struct qcow2_walk *w, GError **error)
     w->out->total_clusters = qv_div_up(h->size, qcow2_cluster_size(h));
     qcow2_walk_claim(w, QCOW2_USE_META, 0, qcow2_cluster_size(h), 1);
     for (unsigned i = 0; i < n; i++) {
-        claim_table(w, areas[i].what, areas[i].offset, areas[i].len);
+        qcow2_walk_claim_table(w, areas[i].what, areas[i].offset, areas[i].len);
     }
     if (!co_walk_l1(w, "L1 table", h->l1_table_offset, h->l1_size, true, error) ||
         !co_walk_snapshots(w, error)) {
@@ -555,5 +500,45 @@ bool qcow2_co_walk_data(struct qcow2_walk *w, GError **error)
     if (!qcow2_co_walk_seal(w, error)) {
         return false;
     }
-    return co_walk_bitmaps(w, error) && qcow2_co_walk_l2s(w, error);
+    return qcow2_co_walk_bitmaps(w, error) && qcow2_co_walk_l2s(w, error);
+}
+
+/* As before the count, of which nothing is known any more. @was: what had been found then. */
+static bool forget_count(struct qcow2_walk *w, const struct qcow2_check *was, guint notes,
+                         GError **error)
+{
+    uint64_t bits = w->nb_clusters / 8 + 1;
+    GPtrArray *details = w->out->details;
+
+    g_ptr_array_set_size(details, (gint)notes);
+    *w->out = *was;
+    w->out->details = details;
+    qcow2_tally_clear(&w->tally);
+    memset(w->kinds, 0, w->nb_clusters + 1);
+    memset(w->l2_seen, 0, bits);
+    memset(w->l2_active, 0, bits);
+    g_array_set_size(w->l2s, 0);
+    w->l1_budget = L1_BUDGET;
+    w->structure = 0;
+    w->doubtful = false;
+    return qcow2_tally_init(&w->tally, w->nb_clusters, error);
+}
+
+bool qcow2_co_walk_data(struct qcow2_walk *w, GError **error)
+{
+    struct qcow2_check was = *w->out;
+    guint notes = was.details->len;
+    unsigned threads = w->threads;
+    bool ok;
+
+    if (!co_count(w, error)) {
+        return false;
+    }
+    if (!w->doubtful) {
+        return true;
+    }
+    w->threads = 1;
+    ok = forget_count(w, &was, notes, error) && co_count(w, error);
+    w->threads = threads;
+    return ok;
 }

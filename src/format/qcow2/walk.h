@@ -7,6 +7,11 @@
  * Time is linear in the file: every L1, L2 and bitmap table is read once, however often it is
  * referred to. Memory: three bytes and three bits a cluster of the file, 16 bytes a distinct L2
  * table, and tables whose size the header's limits bound.
+ *
+ * L2 tables and refcount blocks are looked at by as many threads as there are processors
+ * (walk_parts.h). Where two structures claim one cluster, or more claim it than can be counted,
+ * what is found depends on the order of the claims: then all is counted once more, by one thread.
+ * So the findings are always those of one thread.
  */
 #ifndef QV_FORMAT_QCOW2_WALK_H
 #define QV_FORMAT_QCOW2_WALK_H
@@ -43,11 +48,14 @@ struct qcow2_walk {
     void (*progress)(void *arg, double done);
     void *progress_arg;
     double progress_scale; /* the walk ends here; 0: at 1 */
+    unsigned threads;      /* that look at tables; 0: as many as there are processors */
 
     /* private */
     uint8_t *buf;         /* WALK_CHUNK bytes */
     uint8_t *kinds;       /* enum qcow2_use (walk_int.h) per cluster */
     uint64_t l1_budget;   /* bytes of overlapping L1 tables that are still followed */
+    bool shared;          /* others count as well, at this moment */
+    bool doubtful;        /* something was found that depends on the order of counting */
     uint8_t *l2_seen;     /* bit per cluster */
     uint8_t *l2_active;   /* bit per cluster */
     GArray *small_tables; /* snapshots' L1s, or bitmaps' tables */
@@ -90,6 +98,9 @@ bool qcow2_co_walk_read(struct qcow2_walk *w, uint64_t offset, void *buf, uint64
 
 /** qcow2_check_init - an empty result. */
 void qcow2_check_init(struct qcow2_check *out);
+
+/** qcow2_check_add - adds what @part holds, whose notes are taken over as far as there is room. */
+void qcow2_check_add(struct qcow2_check *out, struct qcow2_check *part);
 
 /** qcow2_corruption / qcow2_leak - counts one and notes it, as long as there is room for notes. */
 void qcow2_corruption(struct qcow2_check *out, const char *format, ...) QV_PRINTF(2, 3);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Shared by walk.c and walk_l2.c only. */
+/* Shared by walk*.c; and what clusters are used for. */
 #ifndef QV_FORMAT_QCOW2_WALK_INT_H
 #define QV_FORMAT_QCOW2_WALK_INT_H
 
@@ -32,6 +32,20 @@ enum qcow2_claim {
  * touches, and reports where the cluster has a use already that @use cannot stand beside. */
 enum qcow2_claim qcow2_walk_claim(struct qcow2_walk *w, enum qcow2_use use, uint64_t offset,
                                   uint64_t len, uint64_t times);
+
+/** qcow2_walk_claim_table - the same for metadata that begins at a cluster and that nothing else
+ * may own; @what overlaps is reported once. */
+enum qcow2_claim qcow2_walk_claim_table(struct qcow2_walk *w, const char *what, uint64_t offset,
+                                        uint64_t len);
+
+/* A table found in the snapshot table or the bitmap directory. */
+struct qcow2_walk_table {
+    uint64_t offset;
+    uint32_t entries;
+};
+
+/** qcow2_co_walk_bitmaps - counts the bitmap directory and what it names (walk_bitmaps.c). */
+bool qcow2_co_walk_bitmaps(struct qcow2_walk *w, GError **error);
 
 /** qcow2_co_walk_seal - counts what an encrypted image has besides (walk_seal.c). */
 bool qcow2_co_walk_seal(struct qcow2_walk *w, GError **error);

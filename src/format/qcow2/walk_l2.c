@@ -10,6 +10,7 @@
 #include "block/node.h"
 #include "format/qcow2/walk.h"
 #include "format/qcow2/walk_int.h"
+#include "format/qcow2/walk_parts.h"
 
 /* One L2 table while it is looked at. */
 struct table {
@@ -135,57 +136,35 @@ static void count_table(struct qcow2_walk *w, struct table *t)
     }
 }
 
-/* How many of the tables from @first on lie next to each other and fit in the buffer. */
-static unsigned run_of_tables(const struct qcow2_walk *w, unsigned first)
+static uint64_t table_place(const struct qcow2_walk *w, uint64_t i)
 {
-    const struct qcow2_walk_l2 *l2 = &g_array_index(w->l2s, struct qcow2_walk_l2, first);
-    uint64_t cs = qcow2_cluster_size(&w->header);
-    unsigned n = 1;
-
-    while (first + n < w->l2s->len && (n + 1) * cs <= QCOW2_WALK_CHUNK &&
-           l2[n].offset == l2[0].offset + n * cs) {
-        n++;
-    }
-    return n;
+    return g_array_index(w->l2s, struct qcow2_walk_l2, i).offset;
 }
 
-/* Reads all L2 tables, in the order of the file, and shows each to @visit. */
-static bool co_each_table(struct qcow2_walk *w, bool active_only, double from, double to,
-                          bool (*visit)(struct qcow2_walk *w, struct table *t, GError **error),
-                          GError **error)
+/* The @i-th table of a part. */
+static struct table table_at(const struct qcow2_walk *w, const struct qcow2_part *part, uint64_t i)
 {
-    uint64_t cs = qcow2_cluster_size(&w->header);
-    unsigned n;
-
-    for (unsigned i = 0; i < w->l2s->len; i += n) {
-        const struct qcow2_walk_l2 *l2 = &g_array_index(w->l2s, struct qcow2_walk_l2, i);
-
-        n = run_of_tables(w, i);
-        if (!qcow2_co_walk_read(w, l2->offset, w->buf, n * cs, "L2 table", error)) {
-            return false;
-        }
-        for (unsigned j = 0; j < n; j++) {
-            struct table t = {.l2 = &l2[j], .bytes = w->buf + j * cs};
-
-            if ((l2[j].active || !active_only) && !visit(w, &t, error)) {
-                return false;
-            }
-        }
-        qcow2_walk_progress(w, from + (to - from) * i / w->l2s->len);
-    }
-    return true;
+    return (struct table){.l2 = &g_array_index(w->l2s, struct qcow2_walk_l2, part->first + i),
+                          .bytes = part->buf + (i << w->header.cluster_bits)};
 }
 
-static bool visit_count(struct qcow2_walk *w, struct table *t, GError **error)
+static bool count_part(struct qcow2_walk *view, const struct qcow2_part *part, GError **error)
 {
     (void)error;
-    count_table(w, t);
+    for (uint64_t i = 0; i < part->n; i++) {
+        struct table t = table_at(view, part, i);
+
+        count_table(view, &t);
+    }
     return true;
 }
 
 bool qcow2_co_walk_l2s(struct qcow2_walk *w, GError **error)
 {
-    return co_each_table(w, false, 0, 0.6, visit_count, error);
+    static const struct qcow2_part_ops ops = {
+        .what = "L2 table", .place = table_place, .look = count_part, .from = 0, .to = 0.6};
+
+    return qcow2_parts_co_run(w, &ops, w->l2s->len, error);
 }
 
 /* ---- COPIED flags ---- */
@@ -240,14 +219,27 @@ static bool co_copied_table(struct qcow2_walk *w, struct table *t, bool fix, GEr
     return true;
 }
 
-static bool visit_copied(struct qcow2_walk *w, struct table *t, GError **error)
+static bool copied_part(struct qcow2_walk *view, const struct qcow2_part *part, bool fix,
+                        GError **error)
 {
-    return co_copied_table(w, t, false, error);
+    for (uint64_t i = 0; i < part->n; i++) {
+        struct table t = table_at(view, part, i);
+
+        if (t.l2->active && !co_copied_table(view, &t, fix, error)) {
+            return false;
+        }
+    }
+    return true;
 }
 
-static bool visit_fix_copied(struct qcow2_walk *w, struct table *t, GError **error)
+static bool look_at_copied(struct qcow2_walk *view, const struct qcow2_part *part, GError **error)
 {
-    return co_copied_table(w, t, true, error);
+    return copied_part(view, part, false, error);
+}
+
+static bool fix_copied(struct qcow2_walk *view, const struct qcow2_part *part, GError **error)
+{
+    return copied_part(view, part, true, error);
 }
 
 static bool co_copied_l1(struct qcow2_walk *w, bool fix, GError **error)
@@ -280,11 +272,17 @@ static bool co_copied_l1(struct qcow2_walk *w, bool fix, GError **error)
 
 bool qcow2_co_walk_copied(struct qcow2_walk *w, bool fix, GError **error)
 {
+    static const struct qcow2_part_ops look = {
+        .what = "L2 table", .place = table_place, .look = look_at_copied, .from = 0.7, .to = 1.0};
+    static const struct qcow2_part_ops mend = {
+        .what = "L2 table", .place = table_place, .look = fix_copied, .from = 0.7, .to = 1.0};
+
     if (!co_copied_l1(w, fix, error)) {
         return false;
     }
     if ((w->header.incompatible_features & QCOW2_INCOMPAT_DATA_FILE) != 0) {
         return true; /* data clusters are not counted */
     }
-    return co_each_table(w, true, 0.7, 1.0, fix ? visit_fix_copied : visit_copied, error);
+    return fix ? qcow2_parts_co_run_alone(w, &mend, w->l2s->len, error)
+               : qcow2_parts_co_run(w, &look, w->l2s->len, error);
 }
