@@ -261,3 +261,25 @@ def test_the_end_of_the_process_hurries_a_job(snapshots, qemu_img):
     assert code == 0, stderr
     assert names(snapshots) == ["t"]
     assert qemu_img("check", "--output=json", snapshots).get("leaks", 0) == 0
+
+
+@pytest.mark.parametrize("opened_by", ["us", "qemu"])
+def test_what_a_killed_deletion_leaves_is_free_when_opened_again(snapshots, qemu_img, opened_by):
+    io = IoProcess()
+    io.add_disk("d", snapshots, "qcow2")
+    io.send("snapshot-delete", id="d", name="s", rate=1 << 30)
+    end = time.monotonic() + 20
+    while not 0 < io.call("stats", id="d")["job"]["progress"] < 1:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    io.process.kill()
+    io.process.wait()
+    assert names(snapshots) == ["t"]
+    left = qemu_img("check", "--output=json", snapshots, code=3)
+    assert left["leaks"] > 0 and left.get("corruptions", 0) == 0 and left["check-errors"] == 0
+    if opened_by == "us":
+        run(paths.BUILD / "tests/support/qcow2_snapshot", "create", snapshots, "u")
+    else:
+        run(paths.engine_program("qemu-io"), "-f", "qcow2", "-c", "write -P 1 0 64k", snapshots)
+    after = qemu_img("check", "--output=json", snapshots)
+    assert after.get("leaks", 0) == 0 and after.get("corruptions", 0) == 0 and after["check-errors"] == 0

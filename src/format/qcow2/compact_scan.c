@@ -69,6 +69,7 @@ static int co_drop_leaks(struct compact *c, struct qcow2_walk *w)
         }
     }
     if (ret == 0 && c->result.leaked > 0) {
+        s.next.incompatible_features &= ~QCOW2_INCOMPAT_DIRTY; /* leaks were all it was set for */
         ret = qcow2_shadow_co_commit(&s, l1, entries);
     }
     qcow2_shadow_end(&s);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "format/qcow2/journal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <sys/mman.h>
@@ -69,6 +70,16 @@ bool qcow2_journal_open(int fd, unsigned cluster_bits, struct qcow2_journal **ou
     journal->tail = shared->tail;
     *out = journal;
     return true;
+}
+
+bool qcow2_journal_pending(int fd)
+{
+    uint64_t first[4]; /* up to tail */
+
+    static_assert(offsetof(struct shared, head) == 16 && offsetof(struct shared, tail) == 24,
+                  "read as four words");
+    return pread(fd, first, sizeof(first), 0) == (ssize_t)sizeof(first) &&
+           first[0] == JOURNAL_MAGIC && first[2] != first[3];
 }
 
 uint64_t qcow2_journal_size(void)

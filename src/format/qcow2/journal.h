@@ -27,6 +27,9 @@ struct qcow2_l2e;
  * journal when it is empty (size 0). Control; does not block for long. */
 bool qcow2_journal_open(int fd, unsigned cluster_bits, struct qcow2_journal **out, GError **error);
 
+/** qcow2_journal_pending - whether the memory behind @fd holds mappings that are not durable. */
+bool qcow2_journal_pending(int fd);
+
 /** qcow2_journal_size - bytes that it takes at the start of the memory; what is behind is
  * anybody's.
  */

@@ -334,11 +334,19 @@ static bool co_add_meta(struct qcow2_image *img, GError **error)
 
 /* ---- opening for writing ---- */
 
-static bool co_mend(struct qcow2_image *img, GError **error)
+static bool co_mend(struct qcow2_image *img, int journal_fd, GError **error)
 {
     struct qcow2_header h = {0};
 
     if ((img->header.incompatible_features & QCOW2_INCOMPAT_DIRTY) == 0) {
+        return true;
+    }
+    if (journal_fd > 0 && qcow2_journal_pending(journal_fd)) {
+        /*
+         * A process of ours had the image: it keeps refcounts right, and set the mark for what a
+         * deletion that was cut off has leaked. What the journal is about to map has references
+         * nowhere in the file yet, so now is not the time to count; the mark stays for the next.
+         */
         return true;
     }
     qv_info("%s: was not closed; rebuilding its refcounts", img->node.name);
@@ -449,7 +457,7 @@ static bool co_open(struct qcow2_image *img, const struct qcow2_open_opts *opts,
     bool writing = !img->node.readonly && !img->check_only;
 
     if (!qcow2_co_header_read(img->node.file, &img->header, error) || !check_header(img, error) ||
-        !co_drop_strays(img) || (writing && !co_mend(img, error)) ||
+        !co_drop_strays(img) || (writing && !co_mend(img, opts->journal_fd, error)) ||
         (opts->snapshot != NULL && !co_show_snapshot(img, opts->snapshot, error))) {
         return false;
     }

@@ -70,9 +70,10 @@ struct qcow2_delete_opts {
 };
 
 /**
- * qcow2_co_snapshot_delete - the snapshot is gone at once, its space within the call. A crash
- * between two steps leaks the rest of the space. An error after the first step is one of these
- * leaks only. @opts: NULL for the defaults. QV_ERROR_NOT_FOUND, ...
+ * qcow2_co_snapshot_delete - the snapshot is gone at once, its space within the call. What a crash
+ * between two steps leaks of it is free again when the image is next opened for writing, by us or
+ * by QEMU (version 2, and encrypted images: after a repair). An error after the first step is one
+ * of these leaks only. @opts: NULL for the defaults. QV_ERROR_NOT_FOUND, ...
  */
 bool qcow2_co_snapshot_delete(struct qv_node *node, const char *name,
                               const struct qcow2_delete_opts *opts, GError **error);

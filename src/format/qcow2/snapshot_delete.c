@@ -3,6 +3,11 @@
  * Deleting a snapshot. The first step takes it out of the table, and with the others each drops
  * the references of a part of its L1 table. In each step what becomes the disk's alone gets its
  * "copied" flags back.
+ *
+ * Between two steps the image is marked dirty, in the sector that makes the step valid: should the
+ * last step never come, whoever opens the image for writing next counts references anew, and what
+ * the snapshot still had is free. Version 2 has no such mark, and encrypted images have clusters
+ * whose only reference is in their log: there the rest leaks until a repair or a compaction.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,6 +25,7 @@ struct deletion {
     struct qcow2_snapshot *snapshot;
     uint64_t *l1; /* its L1 table; dealt with so far: */
     uint64_t done;
+    bool marks; /* the dirty bit is this deletion's to set, and to take away */
     struct qcow2_freed_list freed;
 };
 
@@ -66,6 +72,12 @@ static int co_step(struct deletion *d, uint64_t n)
         ret = qcow2_co_replace_table(&s, d->list, d->stored);
     }
     ret = ret != 0 ? ret : co_drop_part(d, &s, n, now, entries);
+    if (d->marks) {
+        bool more = d->done + n < d->snapshot->l1_size;
+
+        s.next.incompatible_features = (img->header.incompatible_features & ~QCOW2_INCOMPAT_DIRTY) |
+                                       (more ? QCOW2_INCOMPAT_DIRTY : 0);
+    }
     ret = ret != 0 ? ret : qcow2_shadow_co_commit(&s, now, entries);
     if (ret == 0) {
         d->done += n;
@@ -123,6 +135,9 @@ static bool co_delete_locked(struct qcow2_image *img, const char *name,
     if (snapshot == NULL) {
         return qv_fail(error, QV_ERROR_NOT_FOUND, "there is no snapshot \"%s\"", name);
     }
+    /* Where the bit is set, something else has leaked. */
+    d.marks = img->header.version >= 3 && img->seal == NULL &&
+              (img->header.incompatible_features & QCOW2_INCOMPAT_DIRTY) == 0;
     ret = qcow2_co_snapshot_l1(img, snapshot, &d.l1);
     if (ret == 0) {
         guint index;
@@ -132,8 +147,9 @@ static bool co_delete_locked(struct qcow2_image *img, const char *name,
         d.list = list;
         ret = co_run(&d, opts);
         if (ret != 0 && d.list == NULL) {
-            qv_warn("%s: space of deleted snapshot \"%s\" is lost until the next check: %s",
-                    img->node.name, name, qv_strerror(ret));
+            qv_warn("%s: space of deleted snapshot \"%s\" is lost until %s: %s", img->node.name,
+                    name, d.marks ? "the image is opened again" : "the next repair",
+                    qv_strerror(ret));
             ret = 0; /* it is deleted */
         }
         qcow2_snapshot_free(d.snapshot);

@@ -25,6 +25,7 @@
 #include "filter/faults/faults.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/qcow2_int.h"
+#include "format/qcow2/snapshot.h"
 #include "io/coroutine.h"
 
 #define SIZE    (UINT64_C(4) << 20)
@@ -114,6 +115,9 @@ static void co_work(void *arg)
             qv_co_flush(env->node);
             continue;
         }
+        if (op < 10) {
+            qv_co_sleep_ns(1000); /* in memory nothing waits: the others would never have a turn */
+        }
         value = op < 20 ? 0 : value;
         told->may[sector] = value;
         atomic_store(&told->busy[sector], 1);
@@ -127,10 +131,30 @@ static void co_work(void *arg)
     }
 }
 
+/* Snapshots come, and go in two steps with a pause: most children are killed between the two. */
+static void co_snapshots(void *arg)
+{
+    struct env *env = arg;
+    struct qcow2_snapshot_opts how = {.name = "s"};
+    struct qcow2_delete_opts steps = {.step = 1, .rate = 100 * QV_MIB};
+
+    for (;;) {
+        g_autoptr(GError) error = NULL;
+
+        if (!qcow2_co_snapshot_delete(env->node, "s", &steps, &error)) {
+            assert_true(g_error_matches(error, QV_ERROR, QV_ERROR_NOT_FOUND));
+        }
+        assert_true(qcow2_co_snapshot_create(env->node, &how, NULL, NULL));
+    }
+}
+
 static void start_work(void *arg)
 {
     for (unsigned i = 0; i < WORKERS; i++) {
         qv_co_spawn(co_work, arg);
+    }
+    if (!encrypted) {
+        qv_co_spawn(co_snapshots, arg);
     }
 }
 

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "filter/faults/faults.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/repair.h"
 #include "format/qcow2/snapshot.h"
 #include "format/qcow2/walk.h"
 #include "io/coroutine.h"
@@ -298,6 +299,113 @@ static void test_each_request_may_fail(void **state)
     }
 }
 
+/* ---- a deletion that is cut off ---- */
+
+struct cut {
+    struct mem_file *file, copy; /* as power loss would leave it after the step @at */
+    unsigned steps, at;
+};
+
+static void cut_here(void *arg, double done)
+{
+    struct cut *cut = arg;
+
+    if (++cut->steps == cut->at && done < 1) {
+        mem_file_set(&cut->copy, cut->file->data, cut->file->size);
+    }
+}
+
+static uint64_t co_leaks(struct mem_file *file)
+{
+    struct qv_node *node = mem_node_new(file, true);
+    struct qcow2_check found;
+    uint64_t leaks;
+
+    assert_true(qcow2_co_check_file(node, &found, NULL, NULL, NULL));
+    assert_int_equal(found.corruptions, 0);
+    leaks = found.leaks;
+    qcow2_check_clear(&found);
+    qv_node_co_close_tree(node);
+    return leaks;
+}
+
+static bool is_dirty(const struct mem_file *file)
+{
+    return (file->data[79] & 1) != 0;
+}
+
+/* The deletion of "s" with @version, ended by power loss after step @at. */
+static void co_delete_cut(struct mem_file *file, uint32_t version, unsigned at)
+{
+    struct cut cut = {.file = file, .at = at};
+    struct qcow2_delete_opts steps = {.step = 1, .progress = cut_here, .arg = &cut};
+    struct qv_node *node;
+
+    co_create(file, (struct qcow2_create_opts){.cluster_size = 512, .version = version});
+    node = co_open(mem_node_new(file, false), NULL);
+    co_fill(node, THEN);
+    assert_true(co_snapshot(node, "s", NULL));
+    co_fill(node, NOW);
+    assert_true(qcow2_co_snapshot_delete(node, "s", &steps, NULL));
+    assert_int_equal(qv_node_co_close_tree(node), 0);
+    assert_int_equal(co_leaks(file), 0);
+    assert_false(is_dirty(file));
+    assert_true(cut.copy.size > 0);
+    mem_file_set(file, cut.copy.data, cut.copy.size);
+    mem_file_clear(&cut.copy);
+    assert_false(co_has(file, "s"));
+    assert_true(co_leaks(file) > 0);
+    assert_int_equal(is_dirty(file), version == 3);
+}
+
+static void co_cut_off(void *arg)
+{
+    (void)arg;
+    for (unsigned at = 1; at < 4; at++) {
+        struct mem_file file = {0};
+        struct qv_node *node;
+
+        co_delete_cut(&file, 3, at);
+        node = co_open(mem_node_new(&file, false), NULL); /* takes it back */
+        co_expect(node, NOW);
+        assert_int_equal(qv_node_co_close_tree(node), 0);
+        assert_int_equal(co_leaks(&file), 0);
+        assert_false(is_dirty(&file));
+        mem_file_clear(&file);
+    }
+}
+
+static void test_the_rest_of_a_deletion_is_free_when_opened_again(void **state)
+{
+    (void)state;
+    qv_thread_run_co(thread, co_cut_off, NULL);
+}
+
+static void co_cut_off_v2(void *arg)
+{
+    struct mem_file file = {0};
+    struct qcow2_check found;
+    struct qv_node *node;
+
+    (void)arg;
+    co_delete_cut(&file, 2, 1);
+    node = mem_node_new(&file, false);
+    assert_true(qcow2_co_repair(node, &found, NULL, NULL, NULL));
+    qcow2_check_clear(&found);
+    qv_node_co_close_tree(node);
+    assert_int_equal(co_leaks(&file), 0);
+    node = co_open(mem_node_new(&file, false), NULL);
+    co_expect(node, NOW);
+    assert_int_equal(qv_node_co_close_tree(node), 0);
+    mem_file_clear(&file);
+}
+
+static void test_version_2_gives_the_rest_back_to_repair(void **state)
+{
+    (void)state;
+    qv_thread_run_co(thread, co_cut_off_v2, NULL);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -319,6 +427,8 @@ int main(void)
         cmocka_unit_test(test_names_ids_and_fields),
         cmocka_unit_test(test_limits_of_the_format),
         cmocka_unit_test(test_each_request_may_fail),
+        cmocka_unit_test(test_the_rest_of_a_deletion_is_free_when_opened_again),
+        cmocka_unit_test(test_version_2_gives_the_rest_back_to_repair),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
