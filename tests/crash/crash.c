@@ -35,7 +35,7 @@ struct explorer {
     struct states states;
     GRand *rng;
     GHashTable *seen; /* hashes of states that were looked at */
-    unsigned tested, qemu_every;
+    unsigned budget, tested, qemu_every;
     uint64_t guest_when; /* 0: the same event as the file's; else what the guest did is complete */
     bool may_be_none;    /* the file need not be an image yet */
 };
@@ -85,8 +85,7 @@ static bool co_try(struct explorer *e, uint64_t when, enum state_kind kind)
         return true;
     }
     if (!e->may_be_none || (state.size >= 4 && memcmp(state.data, "QFI\xfb", 4) == 0)) {
-        opts.qemu = e->qemu_every != 0 && e->tested % e->qemu_every == 0 && !e->run->load->raw &&
-                    !e->run->load->encrypted;
+        opts.qemu = e->qemu_every != 0 && e->tested % e->qemu_every == 0 && !e->run->load->raw;
         mem_file_set(&copy, state.data, state.size);
         ok = verify_co_image(e->run, &copy, e->guest_when != 0 ? e->guest_when : when, &opts);
         mem_file_clear(&copy);
@@ -126,15 +125,14 @@ static uint64_t pick_event(struct explorer *e)
 static bool co_explore(struct explorer *e)
 {
     uint64_t events = e->run->log.events;
-    unsigned budget = (unsigned)args.states;
-    uint64_t step = qv_max_u64(1, events * 3 / qv_max_u64(budget, 1));
+    uint64_t step = qv_max_u64(1, events * 3 / qv_max_u64(e->budget, 1));
     bool ok = true;
 
     /* Prefixes first: every event where the budget allows, else evenly spread. */
     for (uint64_t when = 0; ok && when <= events; when += step) {
         ok = co_try(e, when, STATE_ALL) && co_try(e, when, STATE_NONE);
     }
-    for (unsigned tries = 0; ok && e->tested < budget && tries < 3 * budget; tries++) {
+    for (unsigned tries = 0; ok && e->tested < e->budget && tries < 3 * e->budget; tries++) {
         ok = co_try(e, pick_event(e),
                     (enum state_kind)g_rand_int_range(e->rng, STATE_RANDOM, STATE_KINDS));
     }
@@ -151,6 +149,7 @@ static void explorer_init(struct explorer *e, struct run *run, uint32_t seed)
 {
     *e = (struct explorer){.run = run,
                            .rng = g_rand_new_with_seed(seed),
+                           .budget = (unsigned)args.states / MAX(1, run->load->share),
                            .seen = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
                            .qemu_every =
                                args.qemu > 0 ? (unsigned)MAX(1, args.states / args.qemu) : 0};
@@ -335,7 +334,7 @@ static bool co_fault_run(struct task *task, struct qv_faults *faults, uint64_t n
     run.faults = faults;
     qv_faults_arm(faults, nth);
     run_co(&run);
-    opts.qemu = opts.qemu && !task->load->raw && !task->load->encrypted;
+    opts.qemu = opts.qemu && !task->load->raw;
     ok = run.failure == NULL && verify_co_image(&run, &run.file, UINT64_MAX, &opts);
     if (!ok) {
         printf("%s: request %" PRIu64 " failing with %s%s%s: %s\n", task->load->name, nth,
@@ -351,7 +350,7 @@ static void co_task_faults(void *arg)
     struct task *task = arg;
     GRand *rng = g_rand_new_with_seed(task->seed);
     struct qv_faults faults = {.kinds = QV_FAULT_ALL, .error = EIO};
-    uint64_t total, runs = (uint64_t)args.faults;
+    uint64_t total, runs = (uint64_t)args.faults / MAX(1, task->load->share);
 
     task->ok = co_fault_run(task, &faults, 0); /* counts them */
     total = faults.seen;

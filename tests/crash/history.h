@@ -7,6 +7,9 @@
  *
  * Written sectors carry the request's number and their own: a sector that holds anything but zeros
  * or its own mark is mixed up.
+ *
+ * A snapshot shows the disk as of some moment while it was taken: all that had ended by its begin,
+ * and nothing that began after its end.
  */
 #ifndef QV_TESTS_CRASH_HISTORY_H
 #define QV_TESTS_CRASH_HISTORY_H
@@ -15,11 +18,22 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum op_kind { OP_WRITE, OP_ZERO, OP_DISCARD, OP_FLUSH, OP_GROW };
+/* Those before OP_FLUSH say what sectors hold. */
+enum op_kind {
+    OP_WRITE,
+    OP_ZERO,
+    OP_DISCARD,
+    OP_RESTORE, /* of all the disk, from a snapshot */
+    OP_FLUSH,
+    OP_GROW,
+    OP_SNAPSHOT, /* its number is the snapshot's name */
+    OP_DROP,     /* of a snapshot */
+};
 
 struct op {
     enum op_kind kind;
     uint64_t offset, len; /* bytes; GROW: len is the new size */
+    uint32_t snapshot;    /* RESTORE, DROP: number of its OP_SNAPSHOT */
     bool fua;
     uint64_t began;
     uint64_t ended; /* 0: never, or with an error: it may have done anything that it could do */
@@ -43,6 +57,11 @@ uint32_t history_begin(struct history *h, enum op_kind kind, uint64_t offset, ui
                        bool fua, uint64_t now);
 void history_end(struct history *h, uint32_t number, uint64_t now);
 
+/** history_begin_snapshot - @kind: OP_SNAPSHOT, or OP_RESTORE or OP_DROP of snapshot @snapshot.
+ * Durable when it has ended. */
+uint32_t history_begin_snapshot(struct history *h, enum op_kind kind, uint32_t snapshot,
+                                uint64_t now);
+
 /** history_lost - the image was closed with an error: what ended and no flush made durable may have
  * gone with its buffers, and a flush of the image opened again says nothing of it. */
 void history_lost(struct history *h);
@@ -59,6 +78,15 @@ void history_index(struct history *h);
  */
 bool history_check(const struct history *h, uint64_t sector, const void *bytes, uint64_t when,
                    char **why);
+
+/** history_check_snapshot - the same of snapshot @number. */
+bool history_check_snapshot(const struct history *h, uint32_t number, uint64_t sector,
+                            const void *bytes, uint64_t when, char **why);
+
+/** history_snapshot_may - whether snapshot @number may be there after power loss at @when; or may
+ * be missing. */
+bool history_snapshot_may_exist(const struct history *h, uint32_t number, uint64_t when);
+bool history_snapshot_may_miss(const struct history *h, uint32_t number, uint64_t when);
 
 /** history_sizes - the sizes that the disk may have after power loss at @when: one of *@min..*@max.
  */

@@ -7,10 +7,14 @@
 
 #include "base/error.h"
 #include "base/maths.h"
+#include "format/encrypted/encrypted.h"
 #include "format/qcow2/header.h"
+#include "format/qcow2/snapshot.h"
 #include "format/qcow2/walk.h"
+#include "owner.h"
 
-#define SECTOR 512u
+#define SECTOR      512u
+#define FEATURES_AT 72 /* the first byte of the incompatible features: bit 56 is its lowest */
 
 static unsigned qemu_runs;
 
@@ -19,17 +23,21 @@ unsigned verify_qemu_runs(void)
     return qemu_runs;
 }
 
-/* qemu-img on a copy: no corruption, leaks allowed. */
+/* qemu-img on a copy: no corruption, leaks allowed. Of an encrypted image it sees the container:
+ * the feature bit for which it would refuse it is taken away; what only the seal refers to are
+ * leaks. */
 static bool qemu_check(struct run *run, const struct mem_file *file, const char *moment)
 {
     const char *program = getenv("QEMU_IMG");
     char path[] = "/dev/shm/qv-crash-XXXXXX";
+    uint8_t features = run->load->encrypted ? 0 : file->data[FEATURES_AT];
     int fd = mkstemp(path), status = 0;
     g_autofree char *name = NULL, *out = NULL;
     g_autoptr(GError) error = NULL;
     gboolean ran;
 
-    if (fd < 0 || write(fd, file->data, file->size) != (ssize_t)file->size) {
+    if (fd < 0 || write(fd, file->data, file->size) != (ssize_t)file->size ||
+        pwrite(fd, &features, 1, FEATURES_AT) != 1) {
         run_fail(run, "cannot write %s", path);
         qv_close_fd(&fd);
         return false;
@@ -144,6 +152,102 @@ static bool co_check_content(struct run *run, struct qv_node *node, uint64_t whe
     return content != NULL;
 }
 
+/* ---- snapshots ---- */
+
+/* One sector after the other, as @number shows them. */
+static bool co_check_snapshot(struct run *run, struct mem_file *file, const char *name,
+                              uint64_t when)
+{
+    uint32_t number = (uint32_t)g_ascii_strtoull(name, NULL, 10);
+    g_autoptr(GError) error = NULL;
+    g_autofree uint8_t *content = NULL;
+    g_autofree char *why = NULL;
+    struct qv_node *node = run_co_open_snapshot(run, mem_node_new(file, true), name, &error);
+
+    if (node == NULL) {
+        run_fail(run, "opening snapshot %s: %s", name, error->message);
+        return false;
+    }
+    content = co_read_all(run, node);
+    for (uint64_t s = 0; content != NULL && s < atomic_load(&node->size) / SECTOR; s++) {
+        if (!history_check_snapshot(&run->history, number, s, content + s * SECTOR, when, &why)) {
+            run_fail(run, "snapshot %s: %s", name, why);
+            g_clear_pointer(&content, g_free);
+        }
+    }
+    qv_node_co_close_tree(node);
+    return content != NULL;
+}
+
+static bool co_check_snapshots(struct run *run, struct qv_node *node, struct mem_file *file,
+                               uint64_t when)
+{
+    g_autoptr(GPtrArray) list = NULL;
+    g_autoptr(GError) error = NULL;
+    bool ok = true;
+
+    if (!run->load->snapshots) {
+        return true;
+    }
+    if (!qcow2_co_snapshot_list(node, &list, &error)) {
+        run_fail(run, "listing snapshots: %s", error->message);
+        return false;
+    }
+    for (guint i = 0; ok && i < list->len; i++) {
+        const struct qcow2_snapshot *s = list->pdata[i];
+        uint32_t number = (uint32_t)g_ascii_strtoull(s->name, NULL, 10);
+
+        ok = history_snapshot_may_exist(&run->history, number, when);
+        if (!ok) {
+            run_fail(run, "snapshot %s is there", s->name);
+        }
+        ok = ok && co_check_snapshot(run, file, s->name, when);
+    }
+    for (uint32_t n = 1; ok && n <= run->history.ops->len; n++) {
+        g_autofree char *name = g_strdup_printf("%" PRIu32, n);
+
+        ok = history_snapshot_may_miss(&run->history, n, when) ||
+             qcow2_snapshot_find(list, name) != NULL;
+        if (!ok) {
+            run_fail(run, "snapshot %s is not there", name);
+        }
+    }
+    return ok;
+}
+
+/* ---- keys ---- */
+
+static bool co_check_keys(struct run *run, struct mem_file *file, uint64_t when)
+{
+    g_autofree char *why = NULL;
+
+    if (!run_changes_keys(run) || keys_co_check(&run->keys, file, when, &why)) {
+        return true;
+    }
+    run_fail(run, "key area: %s", why);
+    return false;
+}
+
+/* Where the data key is being replaced that goes on to its end, now and then. Nobody has @file
+ * open. */
+static bool co_end_reencryption(struct run *run, struct mem_file *file, uint32_t seed)
+{
+    struct qv_node *node = mem_node_new(file, true);
+    struct qv_enc_info info = {0};
+    g_autoptr(GError) error = NULL;
+    bool ok = qv_enc_co_probe(node, &info, &error), old_key = false, wanted = info.reencrypting;
+
+    qv_node_co_close_tree(node);
+    qv_enc_info_clear(&info);
+    if (ok && wanted && seed % 2 == 0) {
+        ok = owner_co_reseal(run, file, &old_key, &error); /* leaks may keep the old key */
+    }
+    if (!ok) {
+        run_fail(run, "going on with re-encryption: %s", error->message);
+    }
+    return ok;
+}
+
 /* ---- using the image once more ---- */
 
 static int co_use_once(struct qv_node *node, uint8_t *content, GRand *rng)
@@ -186,7 +290,7 @@ static bool co_use(struct run *run, struct qv_node *node, uint8_t *content, uint
     return rc == 0 && closed == 0;
 }
 
-static bool co_reopen(struct run *run, struct mem_file *file, const uint8_t *content)
+static bool co_reopen(struct run *run, struct mem_file *file, const uint8_t *content, uint64_t when)
 {
     g_autoptr(GError) error = NULL;
     struct qv_node *node = run_co_open(run, mem_node_new(file, true), true, &error);
@@ -204,13 +308,14 @@ static bool co_reopen(struct run *run, struct mem_file *file, const uint8_t *con
             run_fail(run, "the disk reads differently after use");
         }
     }
+    same = same && co_check_snapshots(run, node, file, when);
     qv_node_co_close_tree(node);
     return same;
 }
 
 /* @leaks: before it was opened. */
 static bool co_use_and_check(struct run *run, struct qv_node *node, struct mem_file *file,
-                             uint64_t leaks, const struct verify_opts *opts)
+                             uint64_t leaks, uint64_t when, const struct verify_opts *opts)
 {
     g_autofree uint8_t *content = co_read_all(run, node);
 
@@ -218,18 +323,34 @@ static bool co_use_and_check(struct run *run, struct qv_node *node, struct mem_f
         qv_node_co_close_tree(node);
         return false;
     }
-    if (!co_use(run, node, content, opts->seed) || !co_reopen(run, file, content)) {
+    if (!co_use(run, node, content, opts->seed) || !co_reopen(run, file, content, when)) {
         return false;
     }
     return run->load->raw || (co_check(run, file, leaks, "after use") >= 0 &&
                               (!opts->qemu || qemu_check(run, file, "after use")));
 }
 
+/* What @file shows must be right. The open node, or NULL. */
+static struct qv_node *co_open_and_check(struct run *run, struct mem_file *file, uint64_t when)
+{
+    g_autoptr(GError) error = NULL;
+    struct qv_node *node = run_co_open(run, mem_node_new(file, false), false, &error);
+
+    if (node == NULL) {
+        run_fail(run, "opening: %s", error->message);
+        return NULL;
+    }
+    if (!co_check_content(run, node, when) || !co_check_snapshots(run, node, file, when)) {
+        qv_node_co_close_tree(node);
+        return NULL;
+    }
+    return node;
+}
+
 bool verify_co_image(struct run *run, struct mem_file *file, uint64_t when,
                      const struct verify_opts *opts)
 {
     bool dirty = !run->load->raw && is_dirty(file);
-    g_autoptr(GError) error = NULL;
     struct qv_node *node;
     int64_t leaks = 0;
 
@@ -239,17 +360,16 @@ bool verify_co_image(struct run *run, struct mem_file *file, uint64_t when,
             return false;
         }
     }
-    node = run_co_open(run, mem_node_new(file, false), false, &error);
-    if (node == NULL) {
-        run_fail(run, "opening: %s", error->message);
-        return false;
+    node = co_check_keys(run, file, when) ? co_open_and_check(run, file, when) : NULL;
+    if (node != NULL && run->load->reencrypt) {
+        bool closed = qv_node_co_close_tree(node) == 0;
+
+        node = closed && co_end_reencryption(run, file, opts->seed)
+                   ? co_open_and_check(run, file, when)
+                   : NULL;
     }
-    if (!co_check_content(run, node, when)) {
-        qv_node_co_close_tree(node);
-        return false;
+    if (node == NULL || !opts->use) {
+        return node != NULL && qv_node_co_close_tree(node) == 0;
     }
-    if (!opts->use) {
-        return qv_node_co_close_tree(node) == 0;
-    }
-    return co_use_and_check(run, node, file, (uint64_t)leaks, opts);
+    return co_use_and_check(run, node, file, (uint64_t)leaks, when, opts);
 }
