@@ -467,6 +467,22 @@ static void wait_for_guest(struct sup_disk *disk, struct vm_ctl_request *request
     disk->detach = detach;
 }
 
+/* The disk of that name, unless somebody else detaches it already. */
+static struct sup_disk *disk_to_detach(struct sup *sup, const char *name, GError **error)
+{
+    struct sup_disk *disk = disk_by_name(sup, name);
+
+    if (disk == NULL) {
+        qv_fail(error, QV_ERROR_NOT_FOUND, "has no disk %s", name != NULL ? name : "");
+        return NULL;
+    }
+    if (disk->detach != NULL) {
+        qv_fail(error, QV_ERROR_IN_USE, "disk %s: is being detached by another command", name);
+        return NULL;
+    }
+    return disk;
+}
+
 void sup_disk_detach(struct sup *sup, struct vm_ctl_request *request, const json_t *args)
 {
     g_autoptr(GError) error = NULL;
@@ -481,13 +497,8 @@ void sup_disk_detach(struct sup *sup, struct vm_ctl_request *request, const json
         vm_ctl_refuse(request, error);
         return;
     }
-    disk = disk_by_name(sup, path);
-    if (disk == NULL) {
-        qv_fail(&error, QV_ERROR_NOT_FOUND, "has no disk %s", path != NULL ? path : "");
-    } else if (disk->detach != NULL) {
-        qv_fail(&error, QV_ERROR_IN_USE, "disk %s: is being detached by another command", path);
-    }
-    if (disk == NULL || error != NULL || !begin(sup, disk, force, &released, &error)) {
+    disk = disk_to_detach(sup, path, &error);
+    if (disk == NULL || !begin(sup, disk, force, &released, &error)) {
         vm_ctl_refuse(request, error);
         return;
     }

@@ -113,16 +113,18 @@ static size_t deflate_all(struct qcow2_compressor *c, const void *in, size_t len
 #endif
 }
 
+#define SAMPLE 4096u /* bytes */
+
 /* Whether most values of a byte are about as frequent as each other, in a sample: random, or
  * compressed already. Text and programs never look like that. */
 static bool looks_random(const uint8_t *in, size_t len)
 {
     uint16_t count[256] = {0};
-    size_t n = len < 4096 ? len : 4096, step = n > 0 ? len / n : 1;
+    size_t step = len > SAMPLE ? len / SAMPLE : 1, n = 0;
     uint64_t squares = 0;
 
-    for (size_t i = 0; i < n; i++) {
-        count[in[i * step]]++;
+    for (size_t i = 0; i < len && n < SAMPLE; i += step, n++) {
+        count[in[i]]++;
     }
     for (unsigned i = 0; i < 256; i++) {
         squares += (uint64_t)count[i] * count[i];

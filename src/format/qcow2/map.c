@@ -92,10 +92,8 @@ static enum qcow2_kind sub_run(struct qcow2_image *img, uint64_t cluster, struct
         same = ~(alloc | zero);
         kind = QCOW2_UNALLOCATED;
     }
-    same = ~(same >> sub); /* the lowest bit set is where it ends */
-    if (same != 0) {
-        *n = MIN(*n, (unsigned)__builtin_ctz(same));
-    }
+    /* Behind the bits of the bitmap there are zeros, so that the run ends there at the latest. */
+    *n = MIN(*n, (unsigned)__builtin_ctzll(~((uint64_t)same >> sub)));
     return kind;
 }
 
