@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/fds.h"
 #include "control/control.h"
 
 /* Longest text of an error, bytes. */
@@ -48,10 +49,7 @@ bool qv_control_pair(int *ours, int *theirs, GError **error)
 
 int qv_control_send(int sock, const json_t *doc, const int *fds, unsigned nfds)
 {
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int) * QV_CONTROL_FDS_MAX)];
-    } control = {0};
+    QV_FDS_SPACE(QV_CONTROL_FDS_MAX) control;
     g_autofree char *text = json_dumps(doc, JSON_COMPACT);
     struct iovec iov;
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
@@ -63,46 +61,13 @@ int qv_control_send(int sock, const json_t *doc, const int *fds, unsigned nfds)
     if (iov.iov_len > QV_CONTROL_MSG_MAX) {
         return -EMSGSIZE;
     }
-    if (nfds > 0) {
-        struct cmsghdr *cmsg;
-
-        msg.msg_control = control.space;
-        msg.msg_controllen = CMSG_SPACE(sizeof(int) * nfds);
-        cmsg = CMSG_FIRSTHDR(&msg);
-        cmsg->cmsg_level = SOL_SOCKET;
-        cmsg->cmsg_type = SCM_RIGHTS;
-        cmsg->cmsg_len = CMSG_LEN(sizeof(int) * nfds);
-        memcpy(CMSG_DATA(cmsg), fds, sizeof(int) * nfds);
-    }
+    qv_fds_attach(&msg, &control, fds, nfds);
     for (;;) {
         if (sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0) {
             return 0;
         }
         if (errno != EINTR) {
             return errno == ECONNRESET ? -EPIPE : -errno;
-        }
-    }
-}
-
-/* Takes the descriptors of @msg over into @out; those beyond the limit are closed. */
-static void collect_fds(struct msghdr *msg, struct qv_control_msg *out)
-{
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL; c = CMSG_NXTHDR(msg, c)) {
-        size_t count;
-
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
-            continue;
-        }
-        count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-
-            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-            if (out->nfds < QV_CONTROL_FDS_MAX) {
-                out->fds[out->nfds++] = fd;
-            } else {
-                qv_close_fd(&fd);
-            }
         }
     }
 }
@@ -131,23 +96,22 @@ static bool peer_sent_nothing(ssize_t got, const struct qv_control_msg *msg)
 
 int qv_control_recv(int sock, struct qv_control_msg *out)
 {
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int) * QV_CONTROL_FDS_MAX)];
-    } control;
+    QV_FDS_SPACE(QV_CONTROL_FDS_MAX) control;
     g_autofree char *buf = g_malloc(QV_CONTROL_MSG_MAX);
     struct msghdr msg = {.msg_control = control.space, .msg_controllen = sizeof(control.space)};
     struct qv_control_msg in = {0};
     ssize_t got = receive_packet(sock, buf, &msg);
+    bool whole;
 
     if (got < 0) {
         return -errno;
     }
-    collect_fds(&msg, &in);
+    whole = qv_fds_collect(&msg, in.fds, &in.nfds, QV_CONTROL_FDS_MAX) &&
+            (msg.msg_flags & MSG_TRUNC) == 0;
     if (peer_sent_nothing(got, &in)) {
         return -EPIPE;
     }
-    if ((msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0) {
+    if (whole) {
         in.doc = json_loadb(buf, (size_t)got, JSON_REJECT_DUPLICATES, NULL);
     }
     if (!json_is_object(in.doc)) {

@@ -4,7 +4,7 @@
 #include "base/maths.h"
 #include "block/filter.h"
 
-/* Pieces of a write's buffer that are looked at for its first half. */
+/* Pieces of a write's buffer that are looked at. */
 #define TORN_IOV_MAX 64
 
 struct faults_node {
@@ -12,7 +12,7 @@ struct faults_node {
     struct qv_faults *faults;
 };
 
-/* The half of a torn write that still goes down. */
+/* What of a failing write still goes down. */
 struct torn {
     struct qv_io child;
     struct qv_io *io;
@@ -61,7 +61,7 @@ static void torn_done(struct qv_io *child)
 static void tear(struct qv_node *node, struct qv_io *io)
 {
     uint32_t sector = faults_of(node)->tear != 0 ? faults_of(node)->tear : QV_SECTOR_SIZE;
-    uint64_t len = qv_align_down(io->len / 2, sector);
+    uint64_t len = faults_of(node)->landed ? io->len : qv_align_down(io->len / 2, sector);
     struct torn *torn = g_new0(struct torn, 1);
     int n = len > 0 ? qv_iov_slice(io->iov, io->iovcnt, 0, len, torn->iov, TORN_IOV_MAX) : -1;
 
@@ -86,7 +86,7 @@ static void faults_submit(struct qv_node *node, struct qv_io *io)
 
     if (!fails(faults, 1u << io->op)) {
         qv_filter_pass(node, io, NULL, NULL);
-    } else if (faults->torn && io->op == QV_OP_WRITE) {
+    } else if ((faults->torn || faults->landed) && io->op == QV_OP_WRITE) {
         tear(node, io);
     } else {
         qv_io_complete(io, -faults->error);

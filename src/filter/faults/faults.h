@@ -26,6 +26,7 @@ struct qv_faults {
     bool all_after;          /* and all that follow */
     int error;               /* errno, positive: EIO, ENOSPC */
     bool torn;               /* of a failing write the first half, in whole sectors, is written */
+    bool landed;             /* of a failing write all is written */
     uint32_t tear;           /* bytes of such a sector, a power of two; 0: 512 */
     _Atomic uint64_t seen;   /* requests that counted */
     _Atomic uint64_t failed; /* of those */

@@ -110,8 +110,10 @@ struct enc_log {
     uint32_t last, last_blocks; /* the newest record */
     uint32_t head;              /* block where the next record goes, if it fits */
     uint64_t seq;               /* of the next record */
-    GArray *live;               /* of struct enc_live, oldest first */
-    bool used;                  /* a record was written by this open, or found */
+    qv_be32 last_epoch;         /* of the newest record's tag; 0: there is no record */
+    qv_be64 last_counter;
+    GArray *live; /* of struct enc_live, oldest first */
+    bool used;    /* a record was written by this open, or found */
 };
 
 struct enc_image {
@@ -161,7 +163,8 @@ struct enc_image {
     } commit;
     struct enc_log log; /* the committer's */
     bool unsynced;      /* the committer's: something was written since the last sync */
-    bool behind; /* the committer's: a record has what an overwritten sector's place may not */
+    GHashTable *behind; /* the committer's: see behind.c */
+    _Atomic bool any_behind;
     bool
         unplaced; /* the committer's: a record's sector is not in its place; applied stands still */
     uint64_t applied, settled; /* the committer's: see enc_record_disk */
@@ -304,10 +307,27 @@ int enc_co_sync(struct enc_image *enc);
 int enc_log_co_reserve(struct enc_image *enc, uint32_t blocks, uint32_t *at);
 /** enc_record_max - most blocks that a record may take. */
 uint32_t enc_record_max(const struct enc_image *enc);
-void enc_log_appended(struct enc_image *enc, uint32_t at, uint32_t blocks);
+/** enc_log_make - gives @head, whose items, blocks, data and settled are set, the rest, and its
+ * tag.
+ * @buf: the record, @len bytes of head and items; the head in it is set too. 0 or -errno. */
+int enc_log_make(struct enc_image *enc, struct enc_record_disk *head, void *buf, size_t len);
+/** enc_log_appended - the record @head was written; not called where that failed: the next one has
+ * the same number then. */
+void enc_log_appended(struct enc_image *enc, uint32_t at, const struct enc_record_disk *head);
 /** enc_log_co_end - writes a record that says that no other is needed. */
 int enc_log_co_end(struct enc_image *enc);
 uint64_t enc_log_tail(const struct enc_image *enc);
+
+/* ---- behind.c ---- */
+
+void enc_behind_init(struct enc_image *enc);
+void enc_behind_free(struct enc_image *enc);
+/** enc_behind_add - writing @slot, which is logged, over what has the entry @old has failed. */
+void enc_behind_add(struct enc_image *enc, struct enc_slot *slot, const struct enc_entry *old);
+/** enc_co_behind_write - once more; when all of them are in their place none is behind. */
+int enc_co_behind_write(struct enc_image *enc);
+/** enc_behind_end - none is: all were written again by a round. */
+void enc_behind_end(struct enc_image *enc);
 
 /* ---- sweep.c ---- */
 

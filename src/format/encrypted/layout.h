@@ -117,10 +117,12 @@ struct enc_record_disk {
     qv_be32 epoch;   /* of the tag's nonce */
     qv_be32 items;
     qv_be64 counter;
-    qv_be32 blocks;  /* of 4 KiB that the record takes */
-    qv_be32 data;    /* sectors at its end */
-    uint8_t tag[16]; /* over everything before the data, with this field zero */
-    uint8_t reserved[56];
+    qv_be32 blocks;         /* of 4 KiB that the record takes */
+    qv_be32 data;           /* sectors at its end */
+    uint8_t tag[16];        /* over everything before the data, with this field zero */
+    qv_be32 before_epoch;   /* of the tag of the record before this one; 0: there is none */
+    qv_be64 before_counter; /* a write that failed may have left others with its number */
+    uint8_t reserved[44];
 };
 static_assert(sizeof(struct enc_record_disk) == 128, "layout is fixed by the specification");
 

@@ -102,6 +102,7 @@ static int enc_co_close(struct qcow2_seal *seal)
     }
     enc_epochs_free(enc);
     enc_area_clear(&enc->area);
+    enc_behind_free(enc);
     enc_pages_free(enc);
     enc_buffer_free(enc);
     enc_commit_free(enc);

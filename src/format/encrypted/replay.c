@@ -22,6 +22,8 @@
 /* A record found in the ring. */
 struct found {
     uint64_t seq, tail, settled;
+    uint32_t epoch, before_epoch; /* of the tags of this one and the one before */
+    uint64_t counter, before_counter;
     uint32_t at, blocks, items;
 };
 
@@ -113,6 +115,10 @@ static int co_scan(struct replay *r)
                 struct found f = {.seq = qv_be64_get(h.seq),
                                   .tail = qv_be64_get(h.tail),
                                   .settled = qv_be64_get(h.settled),
+                                  .epoch = qv_be32_get(h.epoch),
+                                  .before_epoch = qv_be32_get(h.before_epoch),
+                                  .counter = qv_be64_get(h.counter),
+                                  .before_counter = qv_be64_get(h.before_counter),
                                   .at = at + i,
                                   .blocks = qv_be32_get(h.blocks),
                                   .items = qv_be32_get(h.items)};
@@ -124,34 +130,51 @@ static int co_scan(struct replay *r)
     return ret;
 }
 
-static int by_seq(const void *a, const void *b)
+static int compare(uint64_t a, uint64_t b)
+{
+    return a < b ? -1 : a > b;
+}
+
+/* By age. A write that failed may have left its record in the file all the same; the next try has
+ * the same number and a later nonce. */
+static int by_age(const void *a, const void *b)
 {
     const struct found *x = a, *y = b;
+    int order = compare(x->seq, y->seq);
 
-    return x->seq < y->seq ? -1 : x->seq > y->seq;
+    order = order != 0 ? order : compare(x->epoch, y->epoch);
+    return order != 0 ? order : compare(x->counter, y->counter);
+}
+
+/* Whether @f is what was in the log when @next was written. */
+static bool is_before(const struct found *f, const struct found *next)
+{
+    return f->seq == next->seq - 1 &&
+           (next->before_epoch == 0 ||
+            (f->epoch == next->before_epoch && f->counter == next->before_counter));
 }
 
 /* Leaves the records that count, oldest first: from the newest back to its tail without a gap. */
 static void cut(struct replay *r)
 {
-    const struct found *v;
-    guint first;
+    struct found *v;
+    guint first, n = r->found->len;
     uint64_t tail;
 
-    g_array_sort(r->found, by_seq);
-    if (r->found->len == 0) {
+    g_array_sort(r->found, by_age);
+    if (n == 0) {
         return;
     }
-    v = (const struct found *)(const void *)r->found->data;
-    first = r->found->len - 1;
+    v = (struct found *)(void *)r->found->data;
+    first = n - 1;
     tail = v[first].tail;
     r->settled = v[first].settled;
-    while (first > 0 && v[first].seq > tail && v[first - 1].seq == v[first].seq - 1) {
-        first--;
+    for (guint i = first; i-- > 0 && v[first].seq > tail && v[i].seq + 1 >= v[first].seq;) {
+        if (is_before(&v[i], &v[first])) {
+            v[--first] = v[i];
+        }
     }
-    if (first > 0) {
-        g_array_remove_range(r->found, 0, first);
-    }
+    g_array_remove_range(r->found, 0, first);
 }
 
 /* ---- candidates ---- */
@@ -410,6 +433,8 @@ bool enc_co_replay(struct enc_image *enc, GError **error)
         enc->log.head = newest->at + newest->blocks;
         enc->log.last = newest->at;
         enc->log.last_blocks = newest->blocks;
+        enc->log.last_epoch = qv_be32_make(newest->epoch);
+        enc->log.last_counter = qv_be64_make(newest->counter);
         enc->applied = enc->settled = r.settled;
         /* Closed properly: the last record is empty and needs no other. */
         rest = r.found->len > 1 || newest->items > 0;

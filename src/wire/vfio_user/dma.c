@@ -121,7 +121,7 @@ static int map_shared(struct vfu_session *ses, const struct vfu_dma_map *m, int 
 
 int vfu_dma_map(struct vfu_session *ses, GError **error)
 {
-    QV_CLEANUP(qv_close_fd) int fd = vfu_message_take_fd(&ses->msg);
+    QV_CLEANUP(qv_close_fd) int fd = qv_wire_take_fd(&ses->msg.in);
     struct vfu_range range;
     struct vfu_dma_map m;
     int rc;
@@ -135,11 +135,11 @@ int vfu_dma_map(struct vfu_session *ses, GError **error)
         return map_shared(ses, &m, fd, error);
     }
     if (m.size >= UNSHARED_WARN) {
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN,
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
                        "%s: 0x%" PRIx64 " bytes of memory at 0x%" PRIx64
                        " come without a descriptor, so the device cannot use them: give the VM "
                        "shared memory (memory-backend-memfd,share=on)",
-                       ses->server->name, m.size, m.address);
+                       ses->server->listener.name, m.size, m.address);
     }
     range = (struct vfu_range){.address = m.address, .size = m.size};
     g_array_append_val(ses->ranges, range);

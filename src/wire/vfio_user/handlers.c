@@ -234,9 +234,9 @@ int vfu_handle(struct vfu_session *ses, GError **error)
         return -ENOTSUP; /* also GET_REGION_IO_FDS, which is optional */
     }
     if (vfu_message_size(&ses->msg) < table[command].min_size ||
-        ses->msg.fd_count > table[command].max_fds) {
+        ses->msg.in.fd_count > table[command].max_fds) {
         qv_fail(error, QV_ERROR_FAILED, "%zu bytes and %u descriptors", vfu_message_size(&ses->msg),
-                ses->msg.fd_count);
+                ses->msg.in.fd_count);
         return VFU_MALFORMED;
     }
     return table[command].handle(ses, error);

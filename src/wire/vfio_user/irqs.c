@@ -111,15 +111,15 @@ static int set_events(struct vfu_session *ses, const struct vfu_irq_set *set, GE
 {
     g_autofree struct vfu_event **events = g_new0(struct vfu_event *, MAX(set->count, 1));
 
-    if (ses->msg.fd_count != 0 && ses->msg.fd_count != set->count) {
+    if (ses->msg.in.fd_count != 0 && ses->msg.in.fd_count != set->count) {
         qv_fail(error, QV_ERROR_FAILED, "%u interrupts with %u descriptors", set->count,
-                ses->msg.fd_count);
+                ses->msg.in.fd_count);
         return -EINVAL;
     }
-    for (unsigned i = 0; i < ses->msg.fd_count; i++) {
+    for (unsigned i = 0; i < ses->msg.in.fd_count; i++) {
         events[i] = g_new0(struct vfu_event, 1);
         events[i]->irq.irq.raise = qv_irq_eventfd_raise;
-        events[i]->irq.fd = vfu_message_take_fd(&ses->msg);
+        events[i]->irq.fd = qv_wire_take_fd(&ses->msg.in);
     }
     if (set->count > 0) {
         replace(ses, set->index, set->start, set->count, events, false);
@@ -140,12 +140,12 @@ static void unmasked(struct qv_watch *watch, uint32_t revents)
 /* An eventfd that unmasks the pin. */
 static int set_unmask_event(struct vfu_session *ses, const struct vfu_irq_set *set, GError **error)
 {
-    if (set->index != VFU_IRQ_INTX || set->count != 1 || ses->msg.fd_count > 1) {
+    if (set->index != VFU_IRQ_INTX || set->count != 1 || ses->msg.in.fd_count > 1) {
         qv_fail(error, QV_ERROR_FAILED, "event to unmask interrupt index %u", set->index);
         return -EINVAL;
     }
     drop_unmask(ses);
-    ses->unmask_fd = vfu_message_take_fd(&ses->msg);
+    ses->unmask_fd = qv_wire_take_fd(&ses->msg.in);
     if (ses->unmask_fd >= 0 && !g_unix_set_fd_nonblocking(ses->unmask_fd, TRUE, NULL)) {
         qv_close_fd(&ses->unmask_fd);
         ses->unmask_fd = -1;

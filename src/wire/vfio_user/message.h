@@ -5,8 +5,8 @@
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <sys/types.h>
 
+#include "wire/socket/input.h"
 #include "wire/vfio_user/protocol.h"
 
 /** A message being received, or received. Zero-initialise. */
@@ -14,9 +14,7 @@ struct vfu_message {
     struct vfu_header header;
     uint8_t *payload; /* header.size - sizeof(header) bytes; kept for the next message */
     size_t cap;
-    int fds[VFU_FDS_MAX];
-    unsigned fd_count;
-    size_t got; /* bytes of header and payload so far */
+    struct qv_wire_input in;
 };
 
 /**
@@ -36,12 +34,5 @@ static inline size_t vfu_message_size(const struct vfu_message *msg)
 void vfu_message_clear(struct vfu_message *msg);
 /** vfu_message_destroy - and frees its memory. */
 void vfu_message_destroy(struct vfu_message *msg);
-
-/** vfu_message_take_fd - the next descriptor; it is the caller's now. -1: there is none. */
-int vfu_message_take_fd(struct vfu_message *msg);
-
-/** vfu_send - sends what the socket takes of @len bytes, with @send_fd unless it is -1. Bytes sent,
- * or -errno; never blocks. */
-ssize_t vfu_send(int fd, const void *bytes, size_t len, int send_fd);
 
 #endif

@@ -1,104 +1,46 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The listening socket and the life of a server. */
-#include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <sys/socket.h>
-
-#include "base/error.h"
-#include "io/coroutine.h"
+/* The life of a server. */
 #include "wire/vfio_user/session_int.h"
 
-static void start_session(struct qv_vfio_user *server, int fd)
+static void *session_new(struct qv_wire_listener *listener, int fd)
 {
-    server->session = vfu_session_new(server, fd);
-    if (server->connected != NULL) {
-        server->connected(server->arg, true);
-    }
+    return vfu_session_new(qv_container_of(listener, struct qv_vfio_user, listener), fd);
 }
 
-/* Whether the present client has gone, although nobody has read so far from its socket. */
-static bool session_leaving(const struct vfu_session *ses)
+static bool session_leaving(const void *session)
 {
-    struct pollfd p = {.fd = ses->fd, .events = POLLRDHUP};
+    const struct vfu_session *ses = session;
 
-    return ses->closing || (poll(&p, 1, 0) == 1 && (p.revents & (POLLHUP | POLLRDHUP | POLLERR)));
+    return ses->closing || qv_wire_peer_left(ses->fd);
 }
 
-static void new_client(struct qv_vfio_user *server, int fd)
+static void session_close(void *session)
 {
-    if (server->session == NULL) {
-        start_session(server, fd);
-    } else if (server->parked_fd < 0 && session_leaving(server->session)) {
-        /* A client that reconnects is often faster than the end of its old connection. */
-        server->parked_fd = fd;
-        vfu_session_close(server->session);
-    } else {
-        qv_log_limited(&server->log_limit, QV_LOG_WARN, "%s: a second client was refused",
-                       server->name);
-        close(fd);
-    }
+    vfu_session_close(session);
 }
 
-static void acceptable(struct qv_watch *watch, uint32_t revents)
-{
-    struct qv_vfio_user *server = qv_container_of(watch, struct qv_vfio_user, listen);
-
-    for (;;) {
-        int fd = accept4(watch->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-
-        if (fd >= 0) {
-            new_client(server, fd);
-        } else if (errno != EINTR && errno != ECONNABORTED) {
-            if (errno != EAGAIN) {
-                qv_log_limited(&server->log_limit, QV_LOG_WARN, "%s: cannot accept a client: %s",
-                               server->name, qv_strerror(errno));
-            }
-            return;
-        }
-    }
-}
-
-void vfu_server_session_ended(struct qv_vfio_user *server)
-{
-    int fd = qv_steal_fd(&server->parked_fd);
-
-    server->session = NULL;
-    if (server->connected != NULL) {
-        server->connected(server->arg, false);
-    }
-    if (server->stopping) {
-        qv_close_fd(&fd);
-        if (server->stopper != NULL) {
-            qv_co_wake(server->stopper);
-        }
-    } else if (fd >= 0) {
-        start_session(server, fd);
-    }
-}
+static const struct qv_wire_ops sessions = {
+    .session_new = session_new,
+    .session_leaving = session_leaving,
+    .session_close = session_close,
+};
 
 struct qv_vfio_user *qv_vfio_user_new(const struct qv_vfio_user_opts *opts, GError **error)
 {
-    QV_CLEANUP(qv_close_fd) int listen_fd = opts->listen_fd;
-    struct qv_vfio_user *server;
-    int flags = fcntl(listen_fd, F_GETFL);
+    struct qv_wire_listener_opts listener = {
+        .name = opts->name,
+        .fd = opts->listen_fd,
+        .ops = &sessions,
+        .connected = opts->connected,
+        .arg = opts->arg,
+    };
+    g_autofree struct qv_vfio_user *server = g_new0(struct qv_vfio_user, 1);
 
-    if (flags < 0 || fcntl(listen_fd, F_SETFL, flags | O_NONBLOCK) < 0) {
-        qv_fail_errno(error, errno, "%s: listening socket", opts->name);
+    if (!qv_wire_listener_init(&server->listener, &listener, error)) {
         return NULL;
     }
-    server = g_new0(struct qv_vfio_user, 1);
-    server->name = g_strdup(opts->name);
     server->fn = opts->fn;
-    server->home = qv_thread_self();
-    server->connected = opts->connected;
-    server->arg = opts->arg;
-    server->parked_fd = -1;
-    server->listen.fd = qv_steal_fd(&listen_fd);
-    server->listen.events = POLLIN;
-    server->listen.fn = acceptable;
-    qv_watch_add(&server->listen);
-    return server;
+    return g_steal_pointer(&server);
 }
 
 void qv_vfio_user_co_free(struct qv_vfio_user *server)
@@ -106,16 +48,6 @@ void qv_vfio_user_co_free(struct qv_vfio_user *server)
     if (server == NULL) {
         return;
     }
-    server->stopping = true;
-    qv_watch_del(&server->listen);
-    close(server->listen.fd);
-    if (server->session != NULL) {
-        vfu_session_close(server->session);
-        server->stopper = qv_co_self();
-        while (server->session != NULL) {
-            qv_co_yield();
-        }
-    }
-    g_free(server->name);
+    qv_wire_listener_co_destroy(&server->listener);
     g_free(server);
 }

@@ -25,8 +25,9 @@ static void rewatch(struct vfu_session *ses, uint32_t events)
 static void flush(struct vfu_session *ses, int send_fd)
 {
     while (ses->out_sent < ses->out->len) {
-        ssize_t n = vfu_send(ses->fd, ses->out->data + ses->out_sent, ses->out->len - ses->out_sent,
-                             send_fd);
+        struct iovec iov = {.iov_base = ses->out->data + ses->out_sent,
+                            .iov_len = ses->out->len - ses->out_sent};
+        ssize_t n = qv_wire_send(ses->fd, &iov, 1, send_fd);
 
         if (n == -EAGAIN && send_fd < 0) {
             if (ses->watch.events != POLLOUT) {
@@ -35,8 +36,8 @@ static void flush(struct vfu_session *ses, int send_fd)
             return;
         }
         if (n < 0) {
-            qv_log_limited(&ses->server->log_limit, QV_LOG_WARN,
-                           "%s: the client does not take answers: %s", ses->server->name,
+            qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
+                           "%s: the client does not take answers: %s", ses->server->listener.name,
                            qv_strerror((int)n));
             vfu_session_close(ses);
             return;
@@ -90,13 +91,14 @@ static void handle(struct vfu_session *ses)
     int rc = vfu_handle(ses, &error);
 
     if (rc == VFU_MALFORMED) {
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN, "%s: message %u is malformed%s%s",
-                       ses->server->name, ses->msg.header.command, error != NULL ? ": " : "",
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
+                       "%s: message %u is malformed%s%s", ses->server->listener.name,
+                       ses->msg.header.command, error != NULL ? ": " : "",
                        error != NULL ? error->message : "");
         vfu_session_close(ses);
     } else if (rc < 0) {
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN, "%s: message %u refused: %s",
-                       ses->server->name, ses->msg.header.command,
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN, "%s: message %u refused: %s",
+                       ses->server->listener.name, ses->msg.header.command,
                        error != NULL ? error->message : qv_strerror(rc));
         vfu_session_refuse(ses, -rc);
     }
@@ -105,11 +107,12 @@ static void handle(struct vfu_session *ses)
 static void read_failed(struct vfu_session *ses, int rc)
 {
     if (rc == -EPROTO) {
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN,
-                       "%s: the client does not speak vfio-user", ses->server->name);
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
+                       "%s: the client does not speak vfio-user", ses->server->listener.name);
     } else if (rc != -ENOTCONN) {
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN, "%s: reading from the client: %s",
-                       ses->server->name, qv_strerror(rc));
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
+                       "%s: reading from the client: %s", ses->server->listener.name,
+                       qv_strerror(rc));
     }
     vfu_session_close(ses);
 }
@@ -140,7 +143,7 @@ static void session_continue(struct vfu_session *ses)
 
         if (budget-- == 0) {
             ses->yielded = true;
-            qv_thread_post(ses->server->home, &ses->turn);
+            qv_thread_post(ses->server->listener.home, &ses->turn);
             break;
         }
         rc = vfu_message_read(ses->fd, &ses->msg);
@@ -179,7 +182,7 @@ static void end_work(struct qv_work *work)
     struct qv_vfio_user *server = ses->server;
 
     if (ses->yielded) {
-        qv_thread_post(server->home, &ses->end_work); /* behind next_turn() */
+        qv_thread_post(server->listener.home, &ses->end_work); /* behind next_turn() */
         return;
     }
     vfu_irqs_destroy(ses);
@@ -188,7 +191,7 @@ static void end_work(struct qv_work *work)
     g_array_unref(ses->ranges);
     close(ses->fd);
     g_free(ses);
-    vfu_server_session_ended(server);
+    qv_wire_session_ended(&server->listener);
 }
 
 static void memory_gone(void *arg)
@@ -197,7 +200,7 @@ static void memory_gone(void *arg)
 
     /* Callers up the stack may still look at the session. */
     ses->end_work.fn = end_work;
-    qv_thread_post(ses->server->home, &ses->end_work);
+    qv_thread_post(ses->server->listener.home, &ses->end_work);
 }
 
 static void function_reset(void *arg)

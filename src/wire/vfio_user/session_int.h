@@ -3,7 +3,7 @@
 #ifndef QV_WIRE_VFIO_USER_SESSION_INT_H
 #define QV_WIRE_VFIO_USER_SESSION_INT_H
 
-#include "base/log.h"
+#include "wire/socket/listener.h"
 #include "wire/vfio_user/message.h"
 #include "wire/vfio_user/vfio_user.h"
 
@@ -58,17 +58,8 @@ struct vfu_session {
 };
 
 struct qv_vfio_user {
-    char *name;
+    struct qv_wire_listener listener; /* its session is a struct vfu_session */
     struct qv_pci_function *fn;
-    struct qv_thread *home;
-    struct qv_watch listen;
-    struct vfu_session *session;
-    int parked_fd; /* a client that came while the last one was still leaving; -1: none */
-    bool stopping;
-    struct qv_co *stopper; /* in qv_vfio_user_co_free() */
-    struct qv_log_limit log_limit;
-    void (*connected)(void *arg, bool connected);
-    void *arg;
 };
 
 /* What a handler says of its message: 0 answered, -errno refused, or one of these. */
@@ -152,10 +143,5 @@ void vfu_migration_reset(struct vfu_session *ses);
 
 /** vfu_log_drop - writes are not logged any more. */
 void vfu_log_drop(struct vfu_session *ses);
-
-/* ---- server.c ---- */
-
-/** vfu_server_session_ended - the session is gone; the next client may come. */
-void vfu_server_session_ended(struct qv_vfio_user *server);
 
 #endif

@@ -198,13 +198,13 @@ static enum vu_verdict set_mem_table(struct vu_session *ses, GError **error)
     bool ok = true;
 
     if (ses->msg.header.size < offsetof(struct vu_mem_table, regions) || t->count > VU_FDS_MAX ||
-        ses->msg.fd_count != t->count ||
+        ses->msg.in.fd_count != t->count ||
         ses->msg.header.size <
             offsetof(struct vu_mem_table, regions) + t->count * sizeof(t->regions[0])) {
         return malformed(error, "regions, descriptors and size do not agree");
     }
     while (ok && n < t->count) {
-        ok = map_region(&t->regions[n], ses->msg.fds[n], &regions[n], error);
+        ok = map_region(&t->regions[n], ses->msg.in.fds[n], &regions[n], error);
         n += ok;
     }
     ok = ok && qv_guest_map_new(regions, n, &map, error);
@@ -230,7 +230,7 @@ static enum vu_verdict add_mem_reg(struct vu_session *ses, GError **error)
     struct qv_guest_map *map = NULL;
     bool ok;
 
-    if (!map_region(&ses->msg.payload.mem_reg.region, ses->msg.fds[0], &region, error)) {
+    if (!map_region(&ses->msg.payload.mem_reg.region, ses->msg.in.fds[0], &region, error)) {
         return VU_REFUSED;
     }
     ok = ses->map != NULL ? qv_guest_map_with(ses->map, region, &map, error)
@@ -277,7 +277,7 @@ static enum vu_verdict set_log_base(struct vu_session *ses, GError **error)
     if (!(ses->protocol_features & VU_PROTOCOL_F_LOG_SHMFD)) {
         return malformed(error, "LOG_SHMFD was not negotiated");
     }
-    if (!qv_dirty_log_new(ses->msg.fds[0], l->mmap_offset, l->mmap_size, &log, error)) {
+    if (!qv_dirty_log_new(ses->msg.in.fds[0], l->mmap_offset, l->mmap_size, &log, error)) {
         return VU_REFUSED;
     }
     qv_dirty_log_unref(ses->log); /* queues hold their own references */
@@ -369,7 +369,7 @@ static struct vu_ring *event_ring(struct vu_session *ses, GError **error)
     struct vu_ring *r = ring_of(ses, value & VU_VRING_INDEX_MASK);
     bool none = value & VU_VRING_NO_FD;
 
-    if (r == NULL || ses->msg.fd_count != (none ? 0u : 1u)) {
+    if (r == NULL || ses->msg.in.fd_count != (none ? 0u : 1u)) {
         malformed(error, "no such ring, or not the descriptor announced");
         return NULL;
     }
@@ -383,7 +383,7 @@ static enum vu_verdict set_vring_kick(struct vu_session *ses, GError **error)
     if (r == NULL) {
         return VU_MALFORMED;
     }
-    vu_ring_set_event(ses, &r->kick, vu_message_take_fd(&ses->msg));
+    vu_ring_set_event(ses, &r->kick, qv_wire_take_fd(&ses->msg.in));
     r->started = true;
     r->failed = false;
     r->dirty = true;
@@ -397,7 +397,7 @@ static enum vu_verdict set_vring_call(struct vu_session *ses, GError **error)
     if (r == NULL) {
         return VU_MALFORMED;
     }
-    vu_ring_set_event(ses, &r->call, vu_message_take_fd(&ses->msg));
+    vu_ring_set_event(ses, &r->call, qv_wire_take_fd(&ses->msg.in));
     r->dirty = true;
     return sync_then_ack(ses);
 }
@@ -409,7 +409,7 @@ static enum vu_verdict set_vring_err(struct vu_session *ses, GError **error)
     if (r == NULL) {
         return VU_MALFORMED;
     }
-    vu_ring_set_event(ses, &r->err, vu_message_take_fd(&ses->msg));
+    vu_ring_set_event(ses, &r->err, qv_wire_take_fd(&ses->msg.in));
     r->dirty = true;
     return sync_then_ack(ses);
 }
@@ -471,7 +471,7 @@ static enum vu_verdict set_backend_req_fd(struct vu_session *ses, GError **error
     if (ses->backend_fd >= 0) {
         close(ses->backend_fd);
     }
-    ses->backend_fd = vu_message_take_fd(&ses->msg);
+    ses->backend_fd = qv_wire_take_fd(&ses->msg.in);
     return VU_DONE;
 }
 
@@ -495,7 +495,7 @@ static enum vu_verdict set_inflight_fd(struct vu_session *ses, GError **error)
     if (ses->msg.header.size < VU_INFLIGHT_MIN || any_running(ses)) {
         return malformed(error, "too short, or rings are running");
     }
-    if (!vu_inflight_adopt(ses, &ses->msg.payload.inflight, ses->msg.fds[0], error)) {
+    if (!vu_inflight_adopt(ses, &ses->msg.payload.inflight, ses->msg.in.fds[0], error)) {
         return VU_REFUSED;
     }
     return VU_DONE;
@@ -561,10 +561,10 @@ enum vu_verdict vu_handle(struct vu_session *ses, GError **error)
     if (type == NULL || type->handle == NULL) {
         return malformed(error, "not a message that was negotiated");
     }
-    if (h->size < type->size_min || h->size > type->size_max || ses->msg.fd_count < type->fds_min ||
-        ses->msg.fd_count > type->fds_max) {
+    if (h->size < type->size_min || h->size > type->size_max ||
+        ses->msg.in.fd_count < type->fds_min || ses->msg.in.fd_count > type->fds_max) {
         return malformed(error, "a wrong size, or number of descriptors");
     }
-    qv_debug("%s: %s", ses->server->name, type->name);
+    qv_debug("%s: %s", ses->server->listener.name, type->name);
     return type->handle(ses, error);
 }

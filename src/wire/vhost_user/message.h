@@ -6,15 +6,14 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "wire/socket/input.h"
 #include "wire/vhost_user/protocol.h"
 
 /** A message being received, or received. Zero-initialise. */
 struct vu_message {
     struct vu_header header;
     union vu_payload payload;
-    int fds[VU_FDS_MAX];
-    unsigned fd_count;
-    size_t got; /* bytes of header and payload so far */
+    struct qv_wire_input in;
 };
 
 /**
@@ -26,10 +25,6 @@ int vu_message_read(int fd, struct vu_message *msg);
 
 /** vu_message_clear - closes the descriptors not taken and empties @msg for the next one. */
 void vu_message_clear(struct vu_message *msg);
-
-/** vu_message_take_fd - the only, or next, descriptor; it is the caller's now. -1: there is none.
- */
-int vu_message_take_fd(struct vu_message *msg);
 
 /** vu_message_send - sends a whole message, with @send_fd unless it is -1. 0 or -errno; -EAGAIN:
  * the client does not read. Never blocks. */

@@ -47,8 +47,8 @@ static void ring_failed(struct vu_ring *r, const GError *error)
 {
     struct vu_session *ses = r->session;
 
-    qv_log_limited(&ses->server->log_limit, QV_LOG_WARN, "%s: queue %u cannot run: %s",
-                   ses->server->name, (unsigned)(r - ses->rings), error->message);
+    qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN, "%s: queue %u cannot run: %s",
+                   ses->server->listener.name, (unsigned)(r - ses->rings), error->message);
     r->failed = true;
     if (r->err != NULL) {
         qv_irq_raise(&r->err->irq.irq);

@@ -25,8 +25,8 @@ void vu_session_reply(struct vu_session *ses, const void *payload, uint32_t size
     }
     rc = vu_message_send(ses->fd, &header, payload, fd);
     if (rc < 0) {
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN,
-                       "%s: the client does not take answers: %s", ses->server->name,
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
+                       "%s: the client does not take answers: %s", ses->server->listener.name,
                        qv_strerror(rc));
         vu_session_close(ses);
     }
@@ -59,13 +59,14 @@ static void handle(struct vu_session *ses)
     case VU_PENDING:
         break;
     case VU_REFUSED:
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN, "%s: message %u refused: %s",
-                       ses->server->name, ses->msg.header.request, error->message);
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN, "%s: message %u refused: %s",
+                       ses->server->listener.name, ses->msg.header.request, error->message);
         vu_session_ack(ses, false);
         break;
     case VU_MALFORMED:
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN, "%s: message %u is malformed: %s",
-                       ses->server->name, ses->msg.header.request, error->message);
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
+                       "%s: message %u is malformed: %s", ses->server->listener.name,
+                       ses->msg.header.request, error->message);
         vu_session_close(ses);
         break;
     }
@@ -74,11 +75,12 @@ static void handle(struct vu_session *ses)
 static void read_failed(struct vu_session *ses, int rc)
 {
     if (rc == -EPROTO) {
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN,
-                       "%s: the client does not speak vhost-user", ses->server->name);
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
+                       "%s: the client does not speak vhost-user", ses->server->listener.name);
     } else if (rc != -ENOTCONN) {
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN, "%s: reading from the client: %s",
-                       ses->server->name, qv_strerror(rc));
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
+                       "%s: reading from the client: %s", ses->server->listener.name,
+                       qv_strerror(rc));
     }
     vu_session_close(ses);
 }
@@ -136,7 +138,7 @@ static void end_work(struct qv_work *work)
     struct qv_vhost_user *server = ses->server;
 
     g_free(ses);
-    vu_server_session_ended(server);
+    qv_wire_session_ended(&server->listener);
 }
 
 void vu_session_rings_stopped(struct vu_session *ses)
@@ -161,7 +163,7 @@ void vu_session_rings_stopped(struct vu_session *ses)
     qv_vblk_forget_kept(ses->server->dev);
     /* Callers up the stack may still look at the session. */
     ses->end_work.fn = end_work;
-    qv_thread_post(ses->server->home, &ses->end_work);
+    qv_thread_post(ses->server->listener.home, &ses->end_work);
 }
 
 static void nothing(struct vu_session *ses)
@@ -190,8 +192,8 @@ void vu_session_config_changed(struct vu_session *ses)
     }
     rc = vu_message_send(ses->backend_fd, &header, NULL, -1);
     if (rc < 0) {
-        qv_log_limited(&ses->server->log_limit, QV_LOG_WARN,
-                       "%s: the client was not told of the new size: %s", ses->server->name,
-                       qv_strerror(rc));
+        qv_log_limited(&ses->server->listener.log_limit, QV_LOG_WARN,
+                       "%s: the client was not told of the new size: %s",
+                       ses->server->listener.name, qv_strerror(rc));
     }
 }

@@ -3,8 +3,8 @@
 #ifndef QV_WIRE_VHOST_USER_SESSION_INT_H
 #define QV_WIRE_VHOST_USER_SESSION_INT_H
 
-#include "base/log.h"
 #include "device/virtio_blk/virtio_blk.h"
+#include "wire/socket/listener.h"
 #include "wire/vhost_user/message.h"
 #include "wire/vhost_user/vhost_user.h"
 
@@ -60,19 +60,10 @@ struct vu_session {
 };
 
 struct qv_vhost_user {
-    char *name;
+    struct qv_wire_listener listener; /* its session is a struct vu_session */
     struct qv_disk *disk;
     struct qv_vblk *dev;
     unsigned queues;
-    struct qv_thread *home;
-    struct qv_watch listen;
-    struct vu_session *session;
-    int parked_fd; /* a client that came while the last one was still leaving; -1: none */
-    bool stopping;
-    struct qv_co *stopper; /* in qv_vhost_user_co_free() */
-    struct qv_log_limit log_limit;
-    void (*connected)(void *arg, bool connected);
-    void *arg;
 };
 
 /* ---- session.c ---- */
@@ -143,10 +134,5 @@ enum vu_verdict {
 /** vu_handle - carries out the complete message in ses->msg. On VU_REFUSED and VU_MALFORMED *@error
  * is set. */
 enum vu_verdict vu_handle(struct vu_session *ses, GError **error);
-
-/* ---- server.c ---- */
-
-/** vu_server_session_ended - the session is gone; the next client may come. */
-void vu_server_session_ended(struct qv_vhost_user *server);
 
 #endif

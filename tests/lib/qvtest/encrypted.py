@@ -234,8 +234,9 @@ class Image:
     # ---- the log ----
 
     def _records(self):
+        """By age: what a failed write left comes before the record that was written with its number."""
         ring = self._at(self.log_at + 8192, self.log_size - 8192)
-        found = {}
+        found = []
         for at in range(0, len(ring), 4096):
             if ring[at:at + 8] != b"QVLOGR\0\1":
                 continue
@@ -247,20 +248,23 @@ class Image:
                 self.keys[epoch].decrypt(struct.pack(">IQ", epoch, counter), head[56:72], head[:56] + bytes(16) + head[72:])
             except InvalidTag:
                 continue
-            found[seq] = (tail, settled, head, ring[at + (blocks - data) * 4096:at + blocks * 4096])
-        return found
+            before = struct.unpack_from(">IQ", head, 72)
+            found.append((seq, epoch, counter, tail, settled, before, head, ring[at + (blocks - data) * 4096:at + blocks * 4096]))
+        return sorted(found)
 
     def _replay(self):
         found = self._records()
         if not found:
             return
-        newest = first = max(found)
-        tail, settled = found[newest][:2]
-        while first > tail and first - 1 in found:
-            first -= 1
+        chain = [found[-1]]
+        tail, settled = found[-1][3:5]
+        for record in reversed(found[:-1]):
+            seq, before = chain[0][0], chain[0][5]
+            if seq > tail and record[0] == seq - 1 and before in ((0, 0), record[1:3]):
+                chain.insert(0, record)
         candidates = {}
-        for seq in range(first, newest + 1):
-            _, _, head, data = found[seq]
+        for record in chain:
+            seq, head, data = record[0], record[6], record[7]
             for at in range(128, len(head), 48):
                 host, guest = struct.unpack_from(">QQ", head, at)
                 entry = head[at + 16:at + 48]

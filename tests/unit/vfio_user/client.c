@@ -1,25 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client.h"
 
-#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-void client_connect(struct client *c, const struct sockaddr_un *addr, socklen_t len)
+void client_connect(struct client *c, const struct sock_address *addr)
 {
-    struct timeval limit = {.tv_sec = 20};
-
     c->next_id = 1;
-    c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_int_equal(connect(c->fd, (const struct sockaddr *)addr, len), 0);
-    setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    c->fd = sock_connect(addr, 20);
+    assert_true(c->fd >= 0);
 }
 
 void client_disconnect(struct client *c)
@@ -37,38 +32,17 @@ uint16_t client_send(struct client *c, uint16_t command, uint32_t flags, const v
                                 .command = command,
                                 .size = (uint32_t)(sizeof(header) + size),
                                 .flags = flags};
-    struct iovec iov[2] = {{&header, sizeof(header)}, {(void *)(uintptr_t)payload, size}};
-    char control[CMSG_SPACE(sizeof(int) * 64)] = {0};
-    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = size > 0 ? 2 : 1};
 
-    if (count > 0) {
-        struct cmsghdr *cm;
-
-        msg.msg_control = control;
-        msg.msg_controllen = CMSG_SPACE(sizeof(int) * count);
-        cm = CMSG_FIRSTHDR(&msg);
-        cm->cmsg_level = SOL_SOCKET;
-        cm->cmsg_type = SCM_RIGHTS;
-        cm->cmsg_len = CMSG_LEN(sizeof(int) * count);
-        memcpy(CMSG_DATA(cm), fds, sizeof(int) * count);
-    }
-    assert_true(sendmsg(c->fd, &msg, MSG_NOSIGNAL) > 0);
+    assert_true(sock_send(c->fd, &header, sizeof(header), payload, size, fds, count));
     return header.id;
 }
 
 int client_recv(struct client *c, uint16_t id, void *payload, size_t max, size_t *size, int *fd)
 {
     struct vfu_header header;
-    struct iovec iov = {&header, sizeof(header)};
-    char control[CMSG_SPACE(sizeof(int))];
-    struct msghdr msg = {.msg_iov = &iov,
-                         .msg_iovlen = 1,
-                         .msg_control = control,
-                         .msg_controllen = sizeof(control)};
-    struct cmsghdr *cm;
     size_t len;
 
-    assert_int_equal(recvmsg(c->fd, &msg, MSG_WAITALL), sizeof(header));
+    assert_true(sock_recv(c->fd, &header, sizeof(header), fd));
     assert_int_equal(header.id, id);
     assert_int_equal(header.flags & VFU_F_TYPE_MASK, VFU_F_REPLY);
     assert_true(header.size >= sizeof(header));
@@ -76,15 +50,6 @@ int client_recv(struct client *c, uint16_t id, void *payload, size_t max, size_t
     assert_true(len <= max);
     if (len > 0) {
         assert_int_equal(recv(c->fd, payload, len, MSG_WAITALL), len);
-    }
-    cm = CMSG_FIRSTHDR(&msg);
-    if (fd != NULL) {
-        *fd = -1;
-        if (cm != NULL) {
-            memcpy(fd, CMSG_DATA(cm), sizeof(int));
-        }
-    } else {
-        assert_null(cm);
     }
     if (size != NULL) {
         *size = len;
@@ -106,13 +71,7 @@ int client_call(struct client *c, uint16_t command, void *payload, size_t size, 
 
 bool client_closed(struct client *c)
 {
-    char buf[4096];
-    ssize_t n;
-
-    do {
-        n = recv(c->fd, buf, sizeof(buf), 0);
-    } while (n > 0);
-    return n == 0 || errno == ECONNRESET;
+    return sock_drain(c->fd);
 }
 
 void client_version(struct client *c)

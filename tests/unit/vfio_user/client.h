@@ -5,10 +5,9 @@
 #define TESTS_UNIT_VFIO_USER_CLIENT_H
 
 #include <stdbool.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 #include "guest/fake_vm.h"
+#include "sock.h"
 #include "wire/vfio_user/protocol.h"
 
 struct client {
@@ -16,7 +15,7 @@ struct client {
     uint16_t next_id;
 };
 
-void client_connect(struct client *c, const struct sockaddr_un *addr, socklen_t len);
+void client_connect(struct client *c, const struct sock_address *addr);
 void client_disconnect(struct client *c);
 
 /** client_send - one command with @count descriptors; returns its id. */

@@ -25,8 +25,7 @@ struct env {
     struct qv_thread *home;
     struct pci_model *model;
     struct qv_vfio_user *server;
-    struct sockaddr_un addr;
-    socklen_t addr_len;
+    struct sock_address addr;
     int listen_fd;
     atomic_int connected;
     struct qv_fake_vm vm;
@@ -63,17 +62,12 @@ static int setup(void **state)
     struct env *env = g_new0(struct env, 1);
 
     env->home = qv_thread_new("home", NULL);
-    env->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    env->addr = (struct sockaddr_un){.sun_family = AF_UNIX};
-    env->addr_len = sizeof(sa_family_t); /* the kernel picks an abstract name */
-    assert_int_equal(bind(env->listen_fd, (struct sockaddr *)&env->addr, env->addr_len), 0);
-    env->addr_len = sizeof(env->addr);
-    assert_int_equal(getsockname(env->listen_fd, (struct sockaddr *)&env->addr, &env->addr_len), 0);
-    assert_int_equal(listen(env->listen_fd, 5), 0);
+    env->listen_fd = sock_listen(&env->addr);
+    assert_true(env->listen_fd >= 0);
     qv_thread_call(env->home, new_server, env);
     assert_non_null(env->server);
     qv_fake_vm_init(&env->vm, GPA, 2, REGION);
-    client_connect(&env->c, &env->addr, env->addr_len);
+    client_connect(&env->c, &env->addr);
     *state = env;
     return 0;
 }
@@ -139,7 +133,7 @@ static uint64_t fill(struct client *c, uint64_t gpa, uint64_t len)
 static void still_serves(struct env *env)
 {
     client_disconnect(&env->c);
-    client_connect(&env->c, &env->addr, env->addr_len);
+    client_connect(&env->c, &env->addr);
     client_version(&env->c);
     assert_int_equal(client_read(&env->c, 0, PCI_MODEL_REG_ID, 4), PCI_MODEL_ID);
 }
@@ -190,7 +184,7 @@ static void test_version_with_bad_data_ends_the_connection(void **state)
         assert_true(client_closed(&env->c));
         still_serves(env);
         client_disconnect(&env->c);
-        client_connect(&env->c, &env->addr, env->addr_len);
+        client_connect(&env->c, &env->addr);
     }
     client_send(&env->c, VFU_VERSION, 0, "\0\0\1\0{}", 6, NULL, 0); /* no NUL */
     assert_true(client_closed(&env->c));
@@ -623,7 +617,7 @@ static void test_disconnect_waits_for_requests_in_flight(void **state)
     client_map_vm(&env->c, &env->vm);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_HOLD, 4);
     client_disconnect(&env->c);
-    client_connect(&env->c, &env->addr, env->addr_len);
+    client_connect(&env->c, &env->addr);
     qv_thread_call(env->home, release, env->model);
     client_version(&env->c);
     assert_int_equal(client_read(&env->c, 0, PCI_MODEL_REG_ID, 4), PCI_MODEL_ID);
@@ -635,7 +629,7 @@ static void test_second_client_is_refused_beside_a_living_first(void **state)
     struct client second;
 
     client_version(&env->c);
-    client_connect(&second, &env->addr, env->addr_len);
+    client_connect(&second, &env->addr);
     assert_true(client_closed(&second));
     client_disconnect(&second);
     assert_int_equal(client_read(&env->c, 0, PCI_MODEL_REG_ID, 4), PCI_MODEL_ID);

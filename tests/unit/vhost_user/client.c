@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client.h"
 
-#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -47,13 +45,10 @@ void client_destroy(struct client *c)
     qv_fake_vm_destroy(&c->vm);
 }
 
-void client_connect(struct client *c, const struct sockaddr_un *addr, socklen_t len)
+void client_connect(struct client *c, const struct sock_address *addr)
 {
-    struct timeval limit = {.tv_sec = 10};
-
-    c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_int_equal(connect(c->fd, (const struct sockaddr *)addr, len), 0);
-    setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    c->fd = sock_connect(addr, 10);
+    assert_true(c->fd >= 0);
 }
 
 void client_disconnect(struct client *c)
@@ -72,63 +67,28 @@ void client_send(struct client *c, uint32_t request, uint32_t flags, const void 
                  uint32_t size, const int *fds, unsigned count)
 {
     struct vu_header header = {.request = request, .flags = flags, .size = size};
-    struct iovec iov[2] = {{&header, sizeof(header)}, {(void *)(uintptr_t)payload, size}};
-    char control[CMSG_SPACE(sizeof(int) * 32)] = {0};
-    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = payload != NULL ? 2 : 1};
 
-    if (count > 0) {
-        struct cmsghdr *cm;
-
-        msg.msg_control = control;
-        msg.msg_controllen = CMSG_SPACE(sizeof(int) * count);
-        cm = CMSG_FIRSTHDR(&msg);
-        cm->cmsg_level = SOL_SOCKET;
-        cm->cmsg_type = SCM_RIGHTS;
-        cm->cmsg_len = CMSG_LEN(sizeof(int) * count);
-        memcpy(CMSG_DATA(cm), fds, sizeof(int) * count);
-    }
-    assert_true(sendmsg(c->fd, &msg, MSG_NOSIGNAL) > 0);
+    assert_true(
+        sock_send(c->fd, &header, sizeof(header), payload, payload != NULL ? size : 0, fds, count));
 }
 
 uint32_t client_recv(struct client *c, uint32_t request, void *payload, uint32_t max, int *fd)
 {
     struct vu_header header;
-    struct iovec iov = {&header, sizeof(header)};
-    char control[CMSG_SPACE(sizeof(int))];
-    struct msghdr msg = {.msg_iov = &iov,
-                         .msg_iovlen = 1,
-                         .msg_control = control,
-                         .msg_controllen = sizeof(control)};
-    struct cmsghdr *cm;
 
-    assert_int_equal(recvmsg(c->fd, &msg, MSG_WAITALL), sizeof(header));
+    assert_true(sock_recv(c->fd, &header, sizeof(header), fd));
     assert_int_equal(header.request, request);
     assert_int_equal(header.flags, 5);
     assert_true(header.size <= max);
     if (header.size > 0) {
         assert_int_equal(recv(c->fd, payload, header.size, MSG_WAITALL), header.size);
     }
-    cm = CMSG_FIRSTHDR(&msg);
-    if (fd != NULL) {
-        *fd = -1;
-        if (cm != NULL) {
-            memcpy(fd, CMSG_DATA(cm), sizeof(int));
-        }
-    } else {
-        assert_null(cm);
-    }
     return header.size;
 }
 
 bool client_closed(struct client *c)
 {
-    char byte;
-    ssize_t n;
-
-    do {
-        n = recv(c->fd, &byte, 1, 0);
-    } while (n > 0);
-    return n == 0 || errno == ECONNRESET;
+    return sock_drain(c->fd);
 }
 
 uint64_t client_get_u64(struct client *c, uint32_t request)

@@ -4,10 +4,8 @@
 #ifndef TESTS_UNIT_VHOST_USER_CLIENT_H
 #define TESTS_UNIT_VHOST_USER_CLIENT_H
 
-#include <sys/socket.h>
-#include <sys/un.h>
-
 #include "driver.h"
+#include "sock.h"
 #include "wire/vhost_user/protocol.h"
 
 #define CLIENT_QUEUES_MAX 4
@@ -32,7 +30,7 @@ struct client {
 void client_init(struct client *c, unsigned queues, bool packed, bool event_idx);
 void client_destroy(struct client *c);
 
-void client_connect(struct client *c, const struct sockaddr_un *addr, socklen_t len);
+void client_connect(struct client *c, const struct sock_address *addr);
 void client_disconnect(struct client *c);
 
 /** client_send - one message with @count descriptors. */

@@ -29,8 +29,7 @@ struct env {
     struct hold_ctl ctl;
     struct qv_disk *disk;
     struct qv_vhost_user *server;
-    struct sockaddr_un addr;
-    socklen_t addr_len;
+    struct sock_address addr;
     int listen_fd;
     atomic_int connected;
     atomic_int stopped_err;
@@ -65,13 +64,8 @@ static void new_server(void *arg)
 
 static void start_server(struct env *env)
 {
-    env->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    env->addr = (struct sockaddr_un){.sun_family = AF_UNIX};
-    env->addr_len = sizeof(sa_family_t); /* the kernel picks an abstract name */
-    assert_int_equal(bind(env->listen_fd, (struct sockaddr *)&env->addr, env->addr_len), 0);
-    env->addr_len = sizeof(env->addr);
-    assert_int_equal(getsockname(env->listen_fd, (struct sockaddr *)&env->addr, &env->addr_len), 0);
-    assert_int_equal(listen(env->listen_fd, 5), 0);
+    env->listen_fd = sock_listen(&env->addr);
+    assert_true(env->listen_fd >= 0);
     qv_thread_call(env->home, new_server, env);
     assert_non_null(env->server);
 }
@@ -107,7 +101,7 @@ static struct env *env_new(const struct kind *kind)
     start_server(env);
     client_init(&env->c, QUEUES, kind->packed, kind->event_idx);
     env->c.env = env;
-    client_connect(&env->c, &env->addr, env->addr_len);
+    client_connect(&env->c, &env->addr);
     return env;
 }
 
@@ -319,12 +313,12 @@ static void test_malformed_messages_end_the_connection(void **state)
             payload[4] = 200; /* 200 bytes wanted in a message without room for them */
         }
         memset(payload + 1, bad[i].first == 0xff ? 0xff : 0, bad[i].first == 0xff ? 7 : 0);
-        client_connect(&env->c, &env->addr, env->addr_len);
+        client_connect(&env->c, &env->addr);
         client_send(&env->c, bad[i].request, bad[i].flags, payload,
                     (uint32_t)MIN(bad[i].size, sizeof(payload)), fds, bad[i].fds);
         if (bad[i].size > sizeof(payload)) {
             client_disconnect(&env->c); /* the header was sent with a wrong size: see below */
-            client_connect(&env->c, &env->addr, env->addr_len);
+            client_connect(&env->c, &env->addr);
             struct vu_header header = {bad[i].request, bad[i].flags, bad[i].size};
             assert_int_equal(send(env->c.fd, &header, sizeof(header), 0), sizeof(header));
         }
@@ -334,12 +328,12 @@ static void test_malformed_messages_end_the_connection(void **state)
         client_disconnect(&env->c);
     }
     /* Half a message, then silence, then the end. */
-    client_connect(&env->c, &env->addr, env->addr_len);
+    client_connect(&env->c, &env->addr);
     assert_int_equal(send(env->c.fd, "\1\0\0", 3, 0), 3);
     usleep(2000);
     client_disconnect(&env->c);
     /* Afterwards it still serves. */
-    client_connect(&env->c, &env->addr, env->addr_len);
+    client_connect(&env->c, &env->addr);
     client_start(&env->c);
     one_write(&env->c, 0, 0, 1);
     env_free(env);
@@ -393,7 +387,7 @@ static void test_second_client_is_refused(void **state)
     client_start(&env->c);
     client_init(&other, 1, false, false);
     other.env = env;
-    client_connect(&other, &env->addr, env->addr_len);
+    client_connect(&other, &env->addr);
     assert_true(client_closed(&other));
     one_write(&env->c, 0, 0, 1);
     client_destroy(&other);
@@ -415,7 +409,7 @@ static void test_client_leaves_with_requests_in_flight(void **state)
     client_disconnect(&env->c);
     client_init(&other, QUEUES, false, true);
     other.env = env;
-    client_connect(&other, &env->addr, env->addr_len); /* waits until the old one's are done */
+    client_connect(&other, &env->addr); /* waits until the old one's are done */
     usleep(20000);
     release_queue0(env);
     client_start(&other);
@@ -447,7 +441,7 @@ static void test_reconnect_resubmits_in_order(void **state)
     assert_int_equal(env->ctl.data[3 * 512], 0);
     atomic_store(&env->ctl.fail, 0);
     qv_disk_retry(env->disk);
-    client_connect(&env->c, &env->addr, env->addr_len);
+    client_connect(&env->c, &env->addr);
     if (!env->c.rings[0].packed) {
         env->c.base[0] = *driver_used_idx(&env->c.rings[0]); /* what a client can know */
     }
@@ -667,7 +661,7 @@ static void test_truncated_memory_ends_nobody_but_the_queue(void **state)
     client_disconnect(&env->c);
     client_init(&other, QUEUES, false, false);
     other.env = env;
-    client_connect(&other, &env->addr, env->addr_len);
+    client_connect(&other, &env->addr);
     client_start(&other);
     one_write(&other, 0, 1, 1);
     client_destroy(&other);

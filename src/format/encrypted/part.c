@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A part of a round: its record, its data, its entries. docs/encrypted-image.md, "Writing".
+ *   1. the record: entries of all sectors, and what was cleared; in parallel the ciphertext of
+ *      sectors whose entry is empty, and in the record that of the others where log_data says so
+ *   2. a sync, if sectors that count are about to be overwritten
+ *   3. the ciphertext of these in their place
+ *   4. entries in memory; the slots are free
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "format/encrypted/commit_int.h"
+
+#define WRITES_AT_ONCE 64u
+#define MERGE_MAX      256u /* sectors written together where they lie together */
+
+/* ---- writes ---- */
+
+struct run {
+    struct qv_io io;
+    struct enc_part *p;
+    struct enc_slot **v;
+    unsigned n;
+    struct iovec iov[];
+};
+
+static void run_done(struct qv_io *io)
+{
+    struct run *run = qv_container_of(io, struct run, io);
+    struct enc_part *p = run->p;
+
+    for (unsigned i = 0; i < run->n; i++) {
+        run->v[i]->result = io->result;
+    }
+    free(run);
+    p->in_flight--;
+    if (p->sleeping) {
+        p->sleeping = false;
+        qv_co_wake(p->co);
+    }
+}
+
+static void co_wait(struct enc_part *p, unsigned most)
+{
+    while (p->in_flight > most) {
+        p->co = qv_co_self();
+        p->sleeping = true;
+        qv_co_yield();
+    }
+}
+
+static void co_submit_run(struct enc_part *p, struct enc_slot **v, unsigned n)
+{
+    struct run *run = calloc(1, sizeof(*run) + n * sizeof(run->iov[0]));
+    struct enc_image *enc = p->r->enc;
+    int iovs = 0;
+
+    co_wait(p, WRITES_AT_ONCE - 1);
+    if (run == NULL) {
+        for (unsigned i = 0; i < n; i++) {
+            v[i]->result = -ENOMEM;
+        }
+        return;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        struct iovec *last = iovs > 0 ? &run->iov[iovs - 1] : NULL;
+
+        if (last != NULL && (uint8_t *)last->iov_base + last->iov_len == v[i]->data) {
+            last->iov_len += ENC_SECTOR;
+        } else {
+            run->iov[iovs++] = (struct iovec){.iov_base = v[i]->data, .iov_len = ENC_SECTOR};
+        }
+    }
+    run->p = p;
+    run->v = v;
+    run->n = n;
+    run->io = (struct qv_io){.op = QV_OP_WRITE,
+                             .offset = v[0]->host * ENC_SECTOR,
+                             .len = (uint64_t)n * ENC_SECTOR,
+                             .iov = run->iov,
+                             .iovcnt = iovs,
+                             .done = run_done};
+    p->in_flight++;
+    enc->file->ops->submit(enc->file, &run->io);
+}
+
+/* Writes the data of those slots of the part that are (not) @over, neighbours together. */
+static void co_write_data(struct enc_part *p, bool over)
+{
+    for (size_t i = 0, n; i < p->n; i += n) {
+        n = 1;
+        if (p->v[i]->over != over || p->v[i]->zero || p->v[i]->dropped) {
+            continue;
+        }
+        while (i + n < p->n && n < MERGE_MAX && p->v[i + n]->over == over && !p->v[i + n]->zero &&
+               !p->v[i + n]->dropped && p->v[i + n]->host == p->v[i]->host + n) {
+            n++;
+        }
+        co_submit_run(p, p->v + i, (unsigned)n);
+    }
+}
+
+/* ---- the record ---- */
+
+size_t enc_record_head_bytes(size_t items)
+{
+    return qv_align_up(sizeof(struct enc_record_disk) + items * sizeof(struct enc_item_disk),
+                       ENC_LOG_BLOCK);
+}
+
+static bool in_log(const struct enc_part *p, const struct enc_slot *slot)
+{
+    return p->log_data && slot->over && !slot->zero;
+}
+
+static void put_items(struct enc_part *p, uint8_t *at, uint8_t *data)
+{
+    struct enc_item_disk item;
+
+    for (guint i = 0; i < p->r->cleared->len; i++) {
+        const struct enc_cleared *c = &g_array_index(p->r->cleared, struct enc_cleared, i);
+
+        item =
+            (struct enc_item_disk){.host = qv_be64_make(c->host), .guest = qv_be64_make(c->count)};
+        at = mempcpy(at, &item, sizeof(item));
+    }
+    for (size_t i = 0; i < p->n; i++) {
+        const struct enc_slot *slot = p->v[i];
+
+        item = (struct enc_item_disk){.host = qv_be64_make(slot->host),
+                                      .guest = qv_be64_make(slot->zero ? 1 : slot->guest),
+                                      .entry = slot->entry};
+        if (in_log(p, slot)) {
+            item.entry.flags = qv_be32_make(ENC_ITEM_DATA);
+            data = mempcpy(data, slot->data, ENC_SECTOR);
+        }
+        at = mempcpy(at, &item, sizeof(item));
+    }
+}
+
+/* Makes the record and finds its place; may checkpoint. */
+static int co_make_record(struct enc_part *p)
+{
+    struct enc_image *enc = p->r->enc;
+    size_t items = p->r->cleared->len + p->n, data = 0;
+    size_t head_len = enc_record_head_bytes(items);
+    int ret;
+
+    for (size_t i = 0; i < p->n; i++) {
+        data += in_log(p, p->v[i]);
+    }
+    p->blocks = (uint32_t)(head_len / ENC_LOG_BLOCK + data);
+    ret = enc_log_co_reserve(enc, p->blocks, &p->at);
+    if (ret != 0) {
+        return ret;
+    }
+    p->buf = qv_node_mem_alloc((uint64_t)p->blocks * ENC_LOG_BLOCK);
+    memset(p->buf, 0, head_len);
+    put_items(p, p->buf + sizeof(p->head), p->buf + head_len);
+    p->head = (struct enc_record_disk){.settled = qv_be64_make(enc->settled),
+                                       .items = qv_be32_make((uint32_t)items),
+                                       .blocks = qv_be32_make(p->blocks),
+                                       .data = qv_be32_make((uint32_t)data)};
+    return enc_log_make(enc, &p->head, p->buf,
+                        sizeof(p->head) + items * sizeof(struct enc_item_disk));
+}
+
+struct record_io {
+    struct qv_io io;
+    struct iovec iov;
+    struct enc_part *p;
+};
+
+static void record_done(struct qv_io *io)
+{
+    struct enc_part *p = qv_container_of(io, struct record_io, io)->p;
+
+    p->record_result = io->result;
+    p->in_flight--;
+    if (p->sleeping) {
+        p->sleeping = false;
+        qv_co_wake(p->co);
+    }
+}
+
+/* ---- a part ---- */
+
+int enc_part_apply(struct enc_part *p, int failed)
+{
+    struct enc_image *enc = p->r->enc;
+    int result = failed;
+
+    for (size_t k = 0; k < p->n; k++) {
+        struct enc_slot *slot = p->v[k];
+        struct enc_shard *s = enc_shard_of(enc, ENC_PAGE_OF(slot->host));
+        unsigned i = (unsigned)ENC_INDEX_OF(slot->host);
+        struct enc_page *page;
+        int ret = failed != 0 ? failed : slot->result;
+
+        pthread_mutex_lock(&s->lock);
+        page = enc_page_find(enc, s, ENC_PAGE_OF(slot->host));
+        if (slot->dropped) {
+            ret = 0;
+        } else if (ret == 0) {
+            page->e[i] = slot->entry;
+            enc_page_dirty(s, page);
+            if (page->slot[i] == slot) {
+                (void)enc_slot_remove(enc, s, page, i);
+            }
+        } else {
+            if (failed == 0 && slot->over) {
+                enc_behind_add(enc, slot, &page->e[i]);
+            }
+            if (page->slot[i] == slot) { /* once more */
+                enc_slot_ref(slot);
+                (void)enc_slot_remove(enc, s, page, i);
+                enc_slot_put(enc, s, page, slot);
+            }
+        }
+        pthread_mutex_unlock(&s->lock);
+        enc_slot_unref(enc, slot);
+        result = result != 0 ? result : ret;
+    }
+    return result;
+}
+
+/* The first error among the writes of the part's data so far. */
+static int data_result(const struct enc_part *p)
+{
+    for (size_t k = 0; k < p->n; k++) {
+        if (p->v[k]->result != 0) {
+            return p->v[k]->result;
+        }
+    }
+    return 0;
+}
+
+/* Steps 1 and 2. */
+static int co_log_part(struct enc_part *p, bool last)
+{
+    struct enc_round *r = p->r;
+    struct enc_image *enc = r->enc;
+    struct record_io rec = {.p = p};
+    int ret;
+
+    rec.iov = (struct iovec){.iov_base = p->buf, .iov_len = (size_t)p->blocks * ENC_LOG_BLOCK};
+    rec.io = (struct qv_io){.op = QV_OP_WRITE,
+                            .offset = enc->log.at + (uint64_t)p->at * ENC_LOG_BLOCK,
+                            .len = rec.iov.iov_len,
+                            .iov = &rec.iov,
+                            .iovcnt = 1,
+                            .done = record_done};
+    enc->unsynced = true;
+    p->in_flight++;
+    enc->file->ops->submit(enc->file, &rec.io);
+    co_write_data(p, false);
+    co_wait(p, 0);
+    ret = p->record_result;
+    if (ret == 0) {
+        enc_log_appended(enc, p->at, &p->head);
+        g_array_set_size(r->cleared, 0);
+    }
+    if (ret == 0 && (p->over > 0 || (last && r->flush))) {
+        ret = enc_co_sync(enc);
+    }
+    return ret;
+}
+
+int enc_co_part(struct enc_part *p, bool last)
+{
+    struct enc_round *r = p->r;
+    struct enc_image *enc = r->enc;
+    int ret = co_make_record(p);
+    bool logged;
+
+    ret = ret != 0 ? ret : co_log_part(p, last);
+    if (ret == 0 && p->over > 0) {
+        if (p->log_data && last && r->result == 0 && data_result(p) == 0) {
+            enc_round_wake(r, 0); /* all of it is durable already */
+        }
+        enc->unsynced = true;
+        co_write_data(p, true);
+        co_wait(p, 0);
+    }
+    logged = ret == 0;
+    ret = enc_part_apply(p, ret);
+    if (ret != 0) {
+        r->failed = true;
+        enc->unplaced |= logged;
+    } else if (!r->failed && !enc->unplaced) {
+        enc->applied = enc->log.seq - 1;
+    }
+    free(p->buf);
+    return ret;
+}
