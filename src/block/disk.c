@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "block/gone.h"
 #include "io/coroutine.h"
 
 #define OPS G_N_ELEMENTS(((struct qv_disk_stats *)0)->ops)
@@ -43,7 +44,7 @@ struct disk_thread {
 } __attribute__((aligned(64)));
 
 struct qv_disk {
-    struct qv_node *root;
+    _Atomic(struct qv_node *) root; /* changed by a revocation only */
     char *name;
     bool readonly, discard;
     enum qv_disk_policy on_error, on_enospc;
@@ -51,6 +52,7 @@ struct qv_disk {
     void *stopped_arg;
     _Atomic bool writethrough;
     _Atomic bool closing;          /* what is kept or waits ends with -ECANCELED */
+    _Atomic bool revoked;          /* nothing is kept any more: what was ends with -EIO */
     _Atomic uint32_t gate;         /* > 0: closed */
     _Atomic int stopped_errno;     /* 0: running */
     _Atomic uint32_t retry_flight; /* retried requests not yet done */
@@ -58,6 +60,11 @@ struct qv_disk {
     struct qv_log_limit log_limit;
     _Atomic(struct disk_thread *) threads[QV_THREADS_MAX];
 };
+
+static struct qv_node *root_of(const struct qv_disk *disk)
+{
+    return atomic_load_explicit(&disk->root, memory_order_acquire);
+}
 
 static void queue_init(struct disk_queue *queue)
 {
@@ -137,9 +144,9 @@ static bool keeps_request(const struct qv_disk *disk, int result)
         return false;
     case ENOSPC:
     case EDQUOT:
-        return disk->on_enospc == QV_DISK_STOP;
+        return disk->on_enospc == QV_DISK_STOP && !atomic_load(&disk->revoked);
     default:
-        return disk->on_error == QV_DISK_STOP;
+        return disk->on_error == QV_DISK_STOP && !atomic_load(&disk->revoked);
     }
 }
 
@@ -223,7 +230,7 @@ static void start(struct qv_disk *disk, struct disk_thread *dt, struct qv_io *io
         return;
     }
     io->started_ns = ++dt->sample % LATENCY_SAMPLE == 0 ? qv_now_ns() : 0;
-    qv_node_submit(disk->root, io);
+    qv_node_submit(root_of(disk), io);
 }
 
 /* Empties @queue; its requests, in order. */
@@ -235,18 +242,23 @@ static struct qv_io *queue_take(struct disk_queue *queue)
     return head;
 }
 
-static void cancel(struct qv_io *io)
+static void end_without(struct qv_io *io, int result)
 {
     io->done = io->owner_done;
-    qv_io_complete(io, -ECANCELED);
+    qv_io_complete(io, result);
 }
 
-static void cancel_all(struct qv_io *list)
+/* Ends requests that nothing below has; how many there were. */
+static uint32_t end_all(struct qv_io *list, int result)
 {
+    uint32_t count = 0;
+
     for (struct qv_io *io = list, *next; io != NULL; io = next) {
         next = io->next;
-        cancel(io);
+        end_without(io, result);
+        count++;
     }
+    return count;
 }
 
 /* Posted by drain_end, retry and free to every thread that has met the disk. */
@@ -259,12 +271,15 @@ static void run_queues(struct qv_work *work)
 
     atomic_store(&dt->wake_posted, false);
     if (atomic_load(&disk->closing)) {
-        cancel_all(queue_take(&dt->kept));
-        cancel_all(queue_take(&dt->waiting));
+        end_all(queue_take(&dt->kept), -ECANCELED);
+        end_all(queue_take(&dt->waiting), -ECANCELED);
         return;
     }
     if (atomic_load(&disk->gate) > 0) {
         return; /* drain_end comes back here */
+    }
+    if (atomic_load(&disk->revoked)) {
+        atomic_fetch_sub(&disk->kept_count, end_all(queue_take(&dt->kept), -EIO));
     }
     if (atomic_exchange(&dt->retry, false)) {
         kept = queue_take(&dt->kept);
@@ -339,7 +354,7 @@ struct qv_disk *qv_disk_new(struct qv_node *root, const struct qv_disk_opts *opt
 {
     struct qv_disk *disk = g_new0(struct qv_disk, 1);
 
-    disk->root = root;
+    atomic_init(&disk->root, root);
     disk->name = g_strdup(opts->name != NULL ? opts->name : root->name);
     disk->readonly = opts->readonly || root->readonly;
     disk->discard = opts->discard;
@@ -361,6 +376,15 @@ static void barrier_reached(struct qv_work *work)
     qv_co_wake(qv_container_of(work, struct barrier, work)->co);
 }
 
+/* Yields until @thread has run all that was posted to it. */
+static void co_meet(struct qv_thread *thread)
+{
+    struct barrier barrier = {.work.fn = barrier_reached, .co = qv_co_self()};
+
+    qv_thread_post(thread, &barrier.work);
+    qv_co_yield();
+}
+
 int qv_disk_co_free(struct qv_disk *disk)
 {
     int ret;
@@ -368,22 +392,36 @@ int qv_disk_co_free(struct qv_disk *disk)
     atomic_store(&disk->closing, true);
     wake_threads(disk, false);
     qv_disk_co_drain_begin(disk);
-    ret = qv_node_co_close_tree(disk->root);
+    ret = qv_node_co_close_tree(root_of(disk));
     for (unsigned i = 0; i < QV_THREADS_MAX; i++) {
         struct disk_thread *dt = atomic_load(&disk->threads[i]);
 
         if (dt != NULL) {
             /* Work is run in the order posted: after this, no wake-up refers to dt any more. */
-            struct barrier barrier = {.work.fn = barrier_reached, .co = qv_co_self()};
-
-            qv_thread_post(dt->thread, &barrier.work);
-            qv_co_yield();
+            co_meet(dt->thread);
             free(dt);
         }
     }
     g_free(disk->name);
     g_free(disk);
     return ret;
+}
+
+int qv_disk_co_revoke(struct qv_disk *disk, struct qv_thread *const *threads, unsigned nthreads)
+{
+    struct qv_node *root = root_of(disk);
+
+    atomic_store(&disk->revoked, true);
+    qv_disk_co_drain_begin(disk);
+    atomic_store(&disk->root, qv_gone_node_new(root));
+    /* Whoever looked up the size or the limits of the old root just now is done with it when his
+     * thread has run what is posted here. */
+    for (unsigned i = 0; i < nthreads; i++) {
+        co_meet(threads[i]);
+    }
+    atomic_store(&disk->stopped_errno, 0);
+    qv_disk_drain_end(disk); /* ends what was kept and what waits */
+    return qv_node_co_close_tree(root);
 }
 
 void qv_disk_cancel_kept(struct qv_disk *disk, bool (*match)(const struct qv_io *io, void *arg),
@@ -396,7 +434,7 @@ void qv_disk_cancel_kept(struct qv_disk *disk, bool (*match)(const struct qv_io 
         next = io->next;
         if (match(io, arg)) {
             atomic_fetch_sub(&disk->kept_count, 1);
-            cancel(io);
+            end_without(io, -ECANCELED);
         } else {
             queue_push(&dt->kept, io);
         }
@@ -405,12 +443,12 @@ void qv_disk_cancel_kept(struct qv_disk *disk, bool (*match)(const struct qv_io 
 
 uint64_t qv_disk_size(const struct qv_disk *disk)
 {
-    return atomic_load_explicit(&disk->root->size, memory_order_relaxed);
+    return atomic_load_explicit(&root_of(disk)->size, memory_order_relaxed);
 }
 
 struct qv_node *qv_disk_root(const struct qv_disk *disk)
 {
-    return disk->root;
+    return root_of(disk);
 }
 
 bool qv_disk_readonly(const struct qv_disk *disk)
@@ -420,7 +458,7 @@ bool qv_disk_readonly(const struct qv_disk *disk)
 
 bool qv_disk_discards(const struct qv_disk *disk)
 {
-    return disk->discard && disk->root->limits.discard_granularity != 0;
+    return disk->discard && root_of(disk)->limits.discard_granularity != 0;
 }
 
 void qv_disk_set_writethrough(struct qv_disk *disk, bool on)
@@ -471,7 +509,7 @@ int qv_disk_co_resize(struct qv_disk *disk, uint64_t size)
         return -EINVAL;
     }
     qv_disk_co_drain_begin(disk);
-    ret = qv_node_co_truncate(disk->root, size);
+    ret = qv_node_co_truncate(root_of(disk), size);
     qv_disk_drain_end(disk);
     return ret;
 }

@@ -17,6 +17,7 @@
 #include "block/node.h"
 
 struct qv_disk;
+struct qv_thread;
 
 enum qv_disk_policy {
     QV_DISK_REPORT, /* the guest sees the error */
@@ -53,6 +54,15 @@ struct qv_disk *qv_disk_new(struct qv_node *root, const struct qv_disk_opts *opt
 /** qv_disk_co_free - drains, closes the node tree; first error of the close. @disk is gone
  * afterwards. */
 int qv_disk_co_free(struct qv_disk *disk);
+
+/**
+ * qv_disk_co_revoke - closes the image under a device that goes on using the disk: what is in
+ * flight ends first, requests that were kept or come later end with -EIO. Size and limits stay what
+ * they were; opts.stopped is not called any more. @threads: all that use the disk, but for the
+ * calling one. Returns the first error of the close; the image is closed all the same. @disk lasts
+ * until qv_disk_co_free.
+ */
+int qv_disk_co_revoke(struct qv_disk *disk, struct qv_thread *const *threads, unsigned nthreads);
 
 /** qv_disk_submit - the entry of the data path. I/O thread only; ends in io->done exactly once (a
  * stopped disk: later).

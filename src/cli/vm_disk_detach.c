@@ -48,9 +48,9 @@ const struct cli_command cli_vm_disk_detach = {
         "is closed, and the VM's configuration is without it. A guest that has not released it in "
         "time: exit code 4; the request stays, and the disk goes when the guest lets go.\n"
         "\n"
-        "With --force the guest is not waited for, as if the disk were pulled out: NVMe and AHCI "
-        "disks fail all that comes after; requests to a virtio-blk disk hang until the guest gives "
-        "the device up. Unmount file systems before.",
+        "With --force the guest is not waited for, as if the disk were pulled out: all that it "
+        "asks "
+        "of the disk afterwards fails, and other disks do not notice. Unmount file systems before.",
     .options = options,
     .fn = run,
 };

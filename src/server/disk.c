@@ -260,9 +260,10 @@ bool server_disk_co_add(struct server_request *req, json_t **result, GError **er
     return ok;
 }
 
-bool server_disk_co_close(struct server_disk *disk, GError **error)
+bool server_disk_co_close(struct server_disk *disk, struct qv_disk **left, GError **error)
 {
     struct qv_disk *open = disk->disk;
+    struct server *server = disk->server;
     int ret;
 
     server_job_co_end(&disk->job);
@@ -271,9 +272,14 @@ bool server_disk_co_close(struct server_disk *disk, GError **error)
         qv_disk_drain_end(open);
     }
     disk->disk = NULL;
-    g_hash_table_remove(disk->server->disks, disk->id);
+    g_hash_table_remove(server->disks, disk->id);
     server_disk_unref(disk);
-    ret = qv_disk_co_free(open);
+    if (left != NULL) {
+        ret = qv_disk_co_revoke(open, server->threads, server->nthreads);
+        *left = open;
+    } else {
+        ret = qv_disk_co_free(open);
+    }
     qv_close_fd(&disk->space_fd); /* it shares the image's locks */
     disk->space_fd = -1;
     if (ret < 0) {
@@ -285,16 +291,19 @@ bool server_disk_co_close(struct server_disk *disk, GError **error)
 bool server_disk_co_remove(struct server_request *req, json_t **result, GError **error)
 {
     struct server_disk *disk;
-    bool ok;
+    bool force = false, ok;
 
     (void)result;
-    if (!co_lock_named(req, NULL, &disk, error)) {
+    if (!qv_json_read_bool(req->args, "", "force", &force, error) ||
+        !co_lock_named(req, "force", &disk, error)) {
         return false;
     }
-    if (server_disk_exported(req->server, disk)) {
-        ok = qv_fail(error, QV_ERROR_IN_USE, "%s: is exported", disk->id);
+    if (!server_disk_exported(req->server, disk)) {
+        ok = server_disk_co_close(disk, NULL, error);
+    } else if (force) {
+        ok = server_export_co_revoke(req->server, disk, error);
     } else {
-        ok = server_disk_co_close(disk, error);
+        ok = qv_fail(error, QV_ERROR_IN_USE, "%s: is exported", disk->id);
     }
     server_disk_unlock(disk);
     return ok;

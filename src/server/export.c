@@ -22,6 +22,8 @@ struct server_export {
     bool ended;
     GArray *disks; /* struct export_disk */
     struct qv_vhost_user *vhost_user;
+    struct qv_disk
+        *revoked; /* what vhost_user shows since its disk was removed; NULL: it was not */
     struct server_controller *controller;
 };
 
@@ -416,6 +418,9 @@ void server_export_co_end(struct server_export *e)
     e->ended = true;
     qv_vhost_user_co_free(e->vhost_user);
     server_controller_co_free(e->controller);
+    if (e->revoked != NULL) {
+        qv_disk_co_free(e->revoked);
+    }
     g_hash_table_remove(e->server->exports, e->id);
     export_unref(e);
 }
@@ -437,30 +442,67 @@ bool server_export_co_remove(struct server_request *req, json_t **result, GError
     return true;
 }
 
-static bool has_disk(const struct server_export *e, const struct server_disk *disk, unsigned *slot)
+/* The place of @disk among the disks of @e; -1: it is none of them. */
+static int place_of(const struct server_export *e, const struct server_disk *disk)
 {
     for (unsigned i = 0; i < e->disks->len; i++) {
         if (disk_at(e, i)->disk == disk) {
-            *slot = disk_at(e, i)->slot;
-            return true;
+            return (int)i;
         }
     }
-    return false;
+    return -1;
+}
+
+/* An export that uses @disk, or NULL; *@count: how many do. */
+static struct server_export *export_of(struct server *server, const struct server_disk *disk,
+                                       unsigned *count)
+{
+    struct server_export *found = NULL;
+    GHashTableIter iter;
+    gpointer value;
+
+    *count = 0;
+    g_hash_table_iter_init(&iter, server->exports);
+    while (g_hash_table_iter_next(&iter, NULL, &value)) {
+        if (place_of(value, disk) >= 0) {
+            found = value;
+            ++*count;
+        }
+    }
+    return found;
 }
 
 bool server_disk_exported(struct server *server, const struct server_disk *disk)
 {
-    GHashTableIter iter;
-    gpointer value;
-    unsigned slot;
+    unsigned count;
 
-    g_hash_table_iter_init(&iter, server->exports);
-    while (g_hash_table_iter_next(&iter, NULL, &value)) {
-        if (has_disk(value, disk, &slot)) {
-            return true;
-        }
+    return export_of(server, disk, &count) != NULL;
+}
+
+bool server_export_co_revoke(struct server *server, struct server_disk *disk, GError **error)
+{
+    unsigned count;
+    struct server_export *e = export_of(server, disk, &count);
+    int place;
+    bool ok;
+
+    if (e == NULL) {
+        return server_disk_co_close(disk, NULL, error);
     }
-    return false;
+    if (count > 1 || e->vhost_user == NULL) {
+        return qv_fail(error, QV_ERROR_IN_USE, "%s: is exported by a controller, or twice",
+                       server_disk_id(disk));
+    }
+    e->refs++;
+    /* Nobody who has this lock waits for the disk's: it stands in the export already. */
+    qv_co_mutex_lock(&e->lock);
+    place = e->ended ? -1 : place_of(e, disk);
+    if (place >= 0) {
+        g_array_remove_index(e->disks, (guint)place);
+    }
+    ok = server_disk_co_close(disk, place >= 0 ? &e->revoked : NULL, error);
+    unlock(e);
+    return ok;
 }
 
 void server_disk_resized(struct server *server, const struct server_disk *disk)
@@ -471,15 +513,15 @@ void server_disk_resized(struct server *server, const struct server_disk *disk)
     g_hash_table_iter_init(&iter, server->exports);
     while (g_hash_table_iter_next(&iter, NULL, &value)) {
         const struct server_export *e = value;
-        unsigned slot;
+        int place = e->ended ? -1 : place_of(e, disk);
 
-        if (e->ended || !has_disk(e, disk, &slot)) {
+        if (place < 0) {
             continue;
         }
         if (e->vhost_user != NULL) {
             qv_vhost_user_resized(e->vhost_user);
         } else if (e->controller != NULL) {
-            server_controller_resized(e->controller, slot);
+            server_controller_resized(e->controller, disk_at(e, (unsigned)place)->slot);
         }
     }
 }

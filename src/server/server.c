@@ -66,7 +66,7 @@ static void co_close_all(struct server *server, GError **first)
         if (!server_disk_co_lock(server, id, &disk, NULL)) {
             break; /* cannot be: no request is running */
         }
-        server_disk_co_close(disk, &error);
+        server_disk_co_close(disk, NULL, &error);
         server_disk_unlock(disk);
         first_error(first, error);
     }

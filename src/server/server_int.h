@@ -96,8 +96,11 @@ bool server_disk_co_key_slot(struct server_request *req, json_t **result, GError
 /** server_jobs_hurry - the end is near. */
 void server_jobs_hurry(struct server *server);
 
-/** server_disk_co_close - drains, flushes and closes; the first error. */
-bool server_disk_co_close(struct server_disk *disk, GError **error);
+/**
+ * server_disk_co_close - drains, flushes and closes; the first error. @left: NULL; or a device goes
+ * on using the disk: *@left is what it has then (qv_disk_co_revoke), the caller's from now on.
+ */
+bool server_disk_co_close(struct server_disk *disk, struct qv_disk **left, GError **error);
 
 /** server_disk_co_lock - a reference to the open disk @id, locked: requests for one disk go one
  * after the other. */
@@ -120,6 +123,10 @@ void server_export_co_end(struct server_export *e);
 
 /** server_disk_exported - whether an export uses @disk. */
 bool server_disk_exported(struct server *server, const struct server_disk *disk);
+
+/** server_export_co_revoke - closes @disk, which is locked, and leaves its vhost-user export one
+ * that fails all requests. QV_ERROR_IN_USE: a controller has it. */
+bool server_export_co_revoke(struct server *server, struct server_disk *disk, GError **error);
 
 /** server_disk_resized - tells the guests of @disk. */
 void server_disk_resized(struct server *server, const struct server_disk *disk);

@@ -286,6 +286,7 @@ static void finish(struct sup *sup, struct sup_disk *disk)
 {
     struct sup_detach *waits = g_steal_pointer(&disk->detach);
     struct sup_disk stand_in = {.detach = waits};
+    g_autoptr(GError) unsettled = NULL;
     g_autoptr(GError) error = NULL;
 
     if (!sup_io_remove_disk(sup, disk, &error)) {
@@ -296,6 +297,9 @@ static void finish(struct sup *sup, struct sup_disk *disk)
     forget_disk(sup, disk);
     save_config(sup);
     answer(&stand_in, error);
+    if (!sup_settle(sup, &unsettled)) { /* the guest may have been held because of this disk */
+        qv_warn("%s", unsettled->message);
+    }
 }
 
 void sup_disk_released(struct sup_disk *disk)
@@ -340,9 +344,7 @@ void sup_device_deleted(struct sup *sup, const char *id)
     if (!sup_qemu_tell(sup, "chardev-remove", json_pack("{s:s}", "id", chardev), &error)) {
         qv_warn("%s", error->message);
     }
-    if (!unit->orphan) {
-        sup_io_unexport(sup, unit, NULL);
-    }
+    sup_io_unexport(sup, unit, NULL);
     if (disk != NULL) {
         finish(sup, disk);
     }
@@ -385,17 +387,14 @@ static gboolean on_waited(gpointer arg)
     return G_SOURCE_REMOVE;
 }
 
-/* The disk is taken away from under a virtio-blk device, whose I/O hangs from then on. */
-static bool orphan(struct sup *sup, struct sup_disk *disk, GError **error)
+/* The disk is taken away from under a virtio-blk device, whose requests fail from then on. The next
+ * I/O process has no such device, so QEMU cannot connect again. */
+static void orphan(struct sup_unit *unit)
 {
-    struct sup_unit *unit = disk->unit;
-
-    /* Closed first, so that QEMU cannot connect again. */
     qv_listen_remove(&unit->at);
     qv_close_fd(&unit->listen_fd);
     unit->listen_fd = -1;
     unit->orphan = true;
-    return sup_io_unexport(sup, unit, error);
 }
 
 static bool begin_virtio_blk(struct sup *sup, struct sup_disk *disk, bool force, bool *released,
@@ -414,7 +413,10 @@ static bool begin_virtio_blk(struct sup *sup, struct sup_disk *disk, bool force,
         return false;
     }
     *released = force;
-    return !force || orphan(sup, disk, error);
+    if (force) {
+        orphan(disk->unit);
+    }
+    return true;
 }
 
 static bool begin(struct sup *sup, struct sup_disk *disk, bool force, bool *released,

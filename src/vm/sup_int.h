@@ -156,7 +156,8 @@ bool sup_io_revive(struct sup *sup, GError **error);
 int sup_io_fd(void *arg);
 void sup_io_ready(void *arg);
 
-/** sup_io_add_disk / _remove_disk - the I/O process opens, closes the image. */
+/** sup_io_add_disk / _remove_disk - the I/O process opens, closes the image; also that of an
+ * orphan, whose device fails all requests from then on. */
 bool sup_io_add_disk(struct sup *sup, struct sup_disk *disk, GError **error);
 bool sup_io_remove_disk(struct sup *sup, struct sup_disk *disk, GError **error);
 /** sup_io_export - the I/O process serves @unit with the disks in sup->disks that are its.

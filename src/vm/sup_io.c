@@ -99,9 +99,12 @@ bool sup_io_add_disk(struct sup *sup, struct sup_disk *disk, GError **error)
 
 bool sup_io_remove_disk(struct sup *sup, struct sup_disk *disk, GError **error)
 {
+    bool orphan = disk->unit != NULL && disk->unit->orphan;
+
     return sup->io == NULL ||
-           qv_control_client_call(sup->io, "disk-remove", json_pack("{s:s}", "id", disk->id), NULL,
-                                  0, DISK_REMOVE_MS, NULL, error);
+           qv_control_client_call(sup->io, "disk-remove",
+                                  json_pack("{s:s, s:b}", "id", disk->id, "force", orphan), NULL, 0,
+                                  DISK_REMOVE_MS, NULL, error);
 }
 
 /* How a controller is told of a disk. */

@@ -20,6 +20,7 @@ struct fake {
     unsigned count;
     unsigned submitted;
     uint32_t last_flags;
+    unsigned closed;
     bool hold;
     int fail_with;
 };
@@ -45,7 +46,7 @@ static int fake_truncate(struct qv_node *node, uint64_t size)
 
 static int fake_close(struct qv_node *node)
 {
-    (void)node;
+    qv_container_of(node, struct fake, node)->closed++;
     return 0;
 }
 
@@ -331,6 +332,65 @@ static void test_kept_requests_can_be_cancelled_and_none_is_lost_at_close(void *
     g_free(env);
 }
 
+static void revoke_co(void *arg)
+{
+    struct env *env = arg;
+
+    env->ret = qv_disk_co_revoke(env->disk, &env->thread, 1);
+    env->drained = true;
+}
+
+static void spawn_revoke(void *arg)
+{
+    qv_co_spawn(revoke_co, arg);
+}
+
+/* The image goes while one request is in flight, one is kept and one comes meanwhile. */
+static void test_a_revoked_disk_fails_every_request_and_keeps_none(void **state)
+{
+    struct env *env =
+        env_new(&(struct qv_disk_opts){.on_error = QV_DISK_STOP, .on_enospc = QV_DISK_STOP});
+    struct qv_disk_stats stats;
+
+    (void)state;
+    env->fake.fail_with = -ENOSPC;
+    submit(env, 0, QV_OP_WRITE, 0, 512);
+    assert_int_equal(env->stops, 1);
+    env->fake.fail_with = 0;
+    env->fake.hold = true;
+    submit(env, 1, QV_OP_WRITE, 512, 512);
+    qv_thread_call(env->thread, spawn_revoke, env);
+    submit(env, 2, QV_OP_READ, 1024, 512);
+    g_usleep(5000);
+    assert_false(env->drained);
+    assert_int_equal(env->done, 0);
+    qv_thread_call(env->thread, release_fn, env);
+    for (int i = 0; i < 1000 && !env->drained; i++) {
+        g_usleep(1000);
+    }
+    assert_true(env->drained);
+    assert_int_equal(env->ret, 0);
+    settle(env);
+    assert_int_equal(env->done, 3);
+    assert_int_equal(env->results[0], -EIO);
+    assert_int_equal(env->results[1], 0); /* it was on its way */
+    assert_int_equal(env->results[2], -EIO);
+    assert_int_equal(env->fake.closed, 1);
+    assert_int_equal(qv_disk_size(env->disk), SIZE);
+    submit(env, 3, QV_OP_READ, 0, 512);
+    submit(env, 4, QV_OP_FLUSH, 0, 0);
+    submit(env, 5, QV_OP_WRITE, SIZE - 512, 512);
+    for (unsigned i = 3; i <= 5; i++) {
+        assert_int_equal(env->results[i], -EIO);
+    }
+    qv_disk_stats(env->disk, &stats);
+    assert_int_equal(stats.stopped_errno, 0);
+    assert_int_equal(stats.in_flight, 0);
+    assert_int_equal(env->stops, 1);
+    assert_int_equal(env->fake.submitted, 2);
+    env_free(env);
+}
+
 static void test_retry_with_nothing_kept_tells_the_owner(void **state)
 {
     struct env *env = env_new(&(struct qv_disk_opts){.on_enospc = QV_DISK_STOP});
@@ -379,6 +439,7 @@ int main(void)
         cmocka_unit_test(test_writethrough_adds_fua),
         cmocka_unit_test(test_drain_waits_and_holds_back_new_requests),
         cmocka_unit_test(test_stop_keeps_the_request_and_retry_ends_it),
+        cmocka_unit_test(test_a_revoked_disk_fails_every_request_and_keeps_none),
         cmocka_unit_test(test_retry_with_nothing_kept_tells_the_owner),
         cmocka_unit_test(test_other_errors_are_reported),
         cmocka_unit_test(test_kept_requests_can_be_cancelled_and_none_is_lost_at_close),
