@@ -117,14 +117,14 @@ void drv_bus_master(struct drv *d, bool on)
 
 static void set_msix(struct drv *d)
 {
-    struct qv_irq *irqs[DRV_QUEUES + 1];
+    struct qv_irq *irqs[QV_NVME_QUEUES_MAX + 1];
     struct qv_irq *pin = &d->pin.irq;
 
-    for (unsigned i = 0; i <= DRV_QUEUES; i++) {
+    for (unsigned i = 0; i <= d->opts.queues; i++) {
         irqs[i] = &d->irq[i].irq;
     }
     if (atomic_load(&d->flag)) {
-        assert_true(qv_pci_set_irqs(d->fn, QV_PCI_IRQ_MSIX, 0, DRV_QUEUES + 1, irqs, NULL));
+        assert_true(qv_pci_set_irqs(d->fn, QV_PCI_IRQ_MSIX, 0, d->opts.queues + 1, irqs, NULL));
     } else {
         assert_true(qv_pci_set_irqs(d->fn, QV_PCI_IRQ_MSIX, 0, 0, NULL, NULL));
         assert_true(qv_pci_set_irqs(d->fn, QV_PCI_IRQ_INTX, 0, 1, &pin, NULL));
@@ -172,7 +172,7 @@ static void make(struct drv *d)
     struct qv_nvme_opts opts = {
         .name = "test",
         .serial = "serial-0123456789",
-        .queues = DRV_QUEUES,
+        .queues = d->opts.queues,
         .doorbells = d->opts.page ? QV_NVME_DOORBELLS_PAGE : QV_NVME_DOORBELLS_MMIO,
         .threads = d->opts.shared_thread ? &d->home : d->io,
         .nthreads = d->opts.shared_thread ? 1 : 2,
@@ -194,6 +194,7 @@ struct drv *drv_new(const struct drv_opts *opts)
 
     d->opts = *opts;
     d->opts.disks = MAX(opts->disks, 1);
+    d->opts.queues = opts->queues != 0 ? opts->queues : DRV_QUEUES;
     d->home = qv_thread_new("home", NULL);
     d->io[0] = qv_thread_new("io0", NULL);
     d->io[1] = qv_thread_new("io1", NULL);
@@ -214,7 +215,7 @@ struct drv *drv_new(const struct drv_opts *opts)
         hold_ctl_init(&d->ctl[i], i == 0 ? DRV_DISK : DRV_DISK / 16);
         d->disk[i] = qv_disk_new(hold_node_new(&d->ctl[i]), &disk);
     }
-    for (unsigned i = 0; i <= DRV_QUEUES; i++) {
+    for (unsigned i = 0; i <= d->opts.queues; i++) {
         qv_fake_irq_init(&d->irq[i]);
     }
     qv_fake_irq_init(&d->pin);

@@ -17,7 +17,7 @@
 #define DRV_BASE      UINT64_C(0x10000000)
 #define DRV_MEMORY    (UINT64_C(16) << 20) /* of each of two regions */
 #define DRV_DISK      (UINT64_C(64) << 20)
-#define DRV_QUEUES    4u
+#define DRV_QUEUES    4u /* I/O queue pairs, unless a test asks for others */
 #define DRV_DISKS_MAX 8u
 #define DRV_ENTRIES   64u
 
@@ -48,6 +48,7 @@ struct drv_queue {
 struct drv_opts {
     bool readonly, writethrough, no_discard, stop_on_error, page, shared_thread;
     unsigned disks;      /* namespaces 1..disks; 0: one */
+    unsigned queues;     /* 0: DRV_QUEUES */
     unsigned block_size; /* 0: 512 */
 };
 
@@ -59,8 +60,8 @@ struct drv {
     struct hold_ctl ctl[DRV_DISKS_MAX];
     struct qv_disk *disk[DRV_DISKS_MAX];
     struct qv_pci_function *fn;
-    struct qv_fake_irq irq[DRV_QUEUES + 1], pin;
-    struct drv_queue q[DRV_QUEUES + 1];
+    struct qv_fake_irq irq[QV_NVME_QUEUES_MAX + 1], pin;
+    struct drv_queue q[QV_NVME_QUEUES_MAX + 1];
     uint16_t next_cid;
     bool shadow; /* shadow doorbells are in use */
     uint64_t shadows, events;

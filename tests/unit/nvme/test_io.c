@@ -490,6 +490,50 @@ static void test_many_at_once(void **state)
     drv_free(d);
 }
 
+/* 64 pairs with a vector each, all at work at once; the 65th is refused. */
+static void test_all_queue_pairs(void **state)
+{
+    const unsigned pairs = QV_NVME_QUEUES_MAX;
+    struct drv *d = drv_new(&(struct drv_opts){.queues = pairs});
+    uint64_t data = drv_alloc(d, 4096 * pairs);
+    uint32_t value = 0;
+
+    drv_queues(d, pairs);
+    assert_int_equal(drv_admin(d, (struct cmd){.opcode = 0xa, .dw10 = 7}, &value), 0);
+    assert_int_equal(value, (pairs - 1) << 16 | (pairs - 1));
+    assert_int_equal(drv_admin(d,
+                               (struct cmd){.opcode = 5,
+                                            .prp1 = data,
+                                            .dw10 = 15 << 16 | (pairs + 1),
+                                            .dw11 = 1 << 16 | 3},
+                               NULL),
+                     0x101 | DNR);
+    for (unsigned i = 1; i <= pairs; i++) {
+        struct cmd write = drv_rw(d, 1, 1, 8 * i, 8, data + 4096 * (uint64_t)(i - 1));
+
+        memset(drv_ptr(d, write.prp1), (int)i, 4096);
+        drv_put(d, i, &write);
+    }
+    for (unsigned i = pairs; i >= 1; i--) {
+        drv_ring(d, i);
+    }
+    for (unsigned i = 1; i <= pairs; i++) {
+        struct cqe cqe = drv_await(d, i);
+
+        assert_int_equal(cqe.status >> 1, 0);
+        assert_int_equal(cqe.sqid, i);
+    }
+    drv_meet(d);
+    for (unsigned i = 1; i <= pairs; i++) {
+        uint64_t page = data + 4096 * (uint64_t)(pairs - i);
+
+        assert_int_equal(atomic_load(&d->irq[i].count), 1);
+        assert_int_equal(drv_do(d, i, drv_rw(d, 2, 1, 8 * i, 8, page)), 0);
+        assert_int_equal(((uint8_t *)drv_ptr(d, page))[4095], i);
+    }
+    drv_free(d);
+}
+
 /* The CQ is smaller than what is in flight: completions wait, and none is lost. */
 static void test_full_cq(void **state)
 {
@@ -668,6 +712,7 @@ int main(void)
         cmocka_unit_test(test_readonly),
         cmocka_unit_test(test_errors_of_the_disk),
         cmocka_unit_test(test_many_at_once),
+        cmocka_unit_test(test_all_queue_pairs),
         cmocka_unit_test(test_full_cq),
         cmocka_unit_test(test_delete_queue_with_io_in_flight),
         cmocka_unit_test(test_delete_queue_with_completions_waiting),
