@@ -1,142 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "wire/vfio_user/vfio_user.h"
-
 #include <errno.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#include "client.h"
+#include "env.h"
 #include "io/coroutine.h"
-#include "pci_model.h"
-
-#define GPA    UINT64_C(0x100000)
-#define REGION (UINT64_C(1) << 20)
-#define CONFIG VFU_REGION_CONFIG
-
-struct env {
-    struct qv_thread *home;
-    struct pci_model *model;
-    struct qv_vfio_user *server;
-    struct sock_address addr;
-    int listen_fd;
-    atomic_int connected;
-    struct qv_fake_vm vm;
-    struct client c;
-};
-
-static void connected(void *arg, bool on)
-{
-    atomic_fetch_add(&((struct env *)arg)->connected, on ? 1 : -1);
-}
-
-static void new_server(void *arg)
-{
-    struct env *env = arg;
-    struct qv_vfio_user_opts opts = {
-        .name = "test", .listen_fd = env->listen_fd, .connected = connected, .arg = env};
-
-    env->model = pci_model_new();
-    opts.fn = env->model->fn;
-    env->server = qv_vfio_user_new(&opts, NULL);
-}
-
-static void free_server(void *arg)
-{
-    struct env *env = arg;
-
-    qv_vfio_user_co_free(env->server);
-    env->server = NULL;
-    qv_pci_function_free(env->model->fn);
-}
-
-static int setup(void **state)
-{
-    struct env *env = g_new0(struct env, 1);
-
-    env->home = qv_thread_new("home", NULL);
-    env->listen_fd = sock_listen(&env->addr);
-    assert_true(env->listen_fd >= 0);
-    qv_thread_call(env->home, new_server, env);
-    assert_non_null(env->server);
-    qv_fake_vm_init(&env->vm, GPA, 2, REGION);
-    client_connect(&env->c, &env->addr);
-    *state = env;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct env *env = *state;
-
-    client_disconnect(&env->c);
-    if (env->server != NULL) {
-        qv_thread_run_co(env->home, free_server, env);
-    }
-    assert_int_equal(atomic_load(&env->connected), 0);
-    qv_thread_free(env->home);
-    qv_fake_vm_destroy(&env->vm);
-    g_free(env);
-    return 0;
-}
-
-static void release(void *arg)
-{
-    pci_model_release(arg);
-}
-
-static int new_event(void)
-{
-    return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-}
-
-/* Waits for an interrupt, and takes it. */
-static void expect_event(int fd)
-{
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    uint64_t value;
-
-    assert_int_equal(poll(&p, 1, 20000), 1);
-    assert_int_equal(read(fd, &value, sizeof(value)), sizeof(value));
-}
-
-/* What was to be raised has been raised when the message before this was answered. */
-static void expect_no_event(int fd)
-{
-    uint64_t value;
-
-    assert_int_equal(read(fd, &value, sizeof(value)), -1);
-}
-
-static void bus_master(struct client *c)
-{
-    client_write(c, CONFIG, 4, 6, 2);
-}
-
-/* The device fills @len bytes at @gpa; its status: 0 or 1. */
-static uint64_t fill(struct client *c, uint64_t gpa, uint64_t len)
-{
-    client_write(c, 0, PCI_MODEL_REG_ADDR, gpa, 8);
-    client_write(c, 0, PCI_MODEL_REG_LEN, len, 8);
-    client_write(c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_FILL, 4);
-    return client_read(c, 0, PCI_MODEL_REG_STATUS, 4);
-}
-
-/* Another client, so that @env shows the server is alive. */
-static void still_serves(struct env *env)
-{
-    client_disconnect(&env->c);
-    client_connect(&env->c, &env->addr);
-    client_version(&env->c);
-    assert_int_equal(client_read(&env->c, 0, PCI_MODEL_REG_ID, 4), PCI_MODEL_ID);
-}
 
 /* ---- negotiation ---- */
 
@@ -147,7 +22,7 @@ static void test_version_is_negotiated_first(void **state)
 
     client_send(&env->c, VFU_GET_INFO, 0, &info, sizeof(info), NULL, 0);
     assert_true(client_closed(&env->c));
-    still_serves(env);
+    env_still_serves(env);
 }
 
 static void test_version_of_another_major_is_refused(void **state)
@@ -157,7 +32,7 @@ static void test_version_of_another_major_is_refused(void **state)
 
     client_send(&env->c, VFU_VERSION, 0, &version, sizeof(version), NULL, 0);
     assert_true(client_closed(&env->c));
-    still_serves(env);
+    env_still_serves(env);
 }
 
 static void test_version_without_data_is_fine(void **state)
@@ -182,7 +57,7 @@ static void test_version_with_bad_data_ends_the_connection(void **state)
         memcpy(payload + 4, bad[i], strlen(bad[i]));
         client_send(&env->c, VFU_VERSION, 0, payload, 4 + strlen(bad[i]) + 1, NULL, 0);
         assert_true(client_closed(&env->c));
-        still_serves(env);
+        env_still_serves(env);
         client_disconnect(&env->c);
         client_connect(&env->c, &env->addr);
     }
@@ -383,21 +258,21 @@ static void test_dma_reaches_mapped_memory(void **state)
     struct env *env = *state;
 
     client_version(&env->c);
-    bus_master(&env->c);
-    assert_int_equal(fill(&env->c, GPA, 16), 1);
+    env_bus_master(&env->c);
+    assert_int_equal(env_fill(&env->c, GPA, 16), 1);
     client_map_vm(&env->c, &env->vm);
-    assert_int_equal(fill(&env->c, GPA + REGION - 8, 16), 0); /* over two regions */
+    assert_int_equal(env_fill(&env->c, GPA + REGION - 8, 16), 0); /* over two regions */
     assert_int_equal(env->vm.memory[REGION + 7], 0xd5);
     assert_int_equal(env->vm.memory[REGION + 8], 0);
     assert_int_equal(client_unmap(&env->c, GPA + REGION, REGION), 0);
-    assert_int_equal(fill(&env->c, GPA + REGION - 8, 16), 1);
-    assert_int_equal(fill(&env->c, GPA + REGION - 8, 8), 0);
+    assert_int_equal(env_fill(&env->c, GPA + REGION - 8, 16), 1);
+    assert_int_equal(env_fill(&env->c, GPA + REGION - 8, 8), 0);
 }
 
 static void test_bad_mappings_are_refused(void **state)
 {
     struct env *env = *state;
-    int event = new_event();
+    int event = env_event();
 
     client_version(&env->c);
     client_map_vm(&env->c, &env->vm);
@@ -418,13 +293,13 @@ static void test_memory_without_a_descriptor_is_no_memory_for_the_device(void **
     struct env *env = *state;
 
     client_version(&env->c);
-    bus_master(&env->c);
+    env_bus_master(&env->c);
     assert_int_equal(client_map(&env->c, 0, 65536, 0, -1), 0);
-    assert_int_equal(fill(&env->c, 0, 16), 1);
+    assert_int_equal(env_fill(&env->c, 0, 16), 1);
     assert_int_equal(client_map(&env->c, 0, 4096, 0, env->vm.fd), EEXIST);
     assert_int_equal(client_unmap(&env->c, 0, 65536), 0);
     assert_int_equal(client_map(&env->c, 0, 4096, 0, env->vm.fd), 0);
-    assert_int_equal(fill(&env->c, 0, 16), 0);
+    assert_int_equal(env_fill(&env->c, 0, 16), 0);
 }
 
 static void test_readonly_memory_is_not_written(void **state)
@@ -434,10 +309,10 @@ static void test_readonly_memory_is_not_written(void **state)
     uint16_t id;
 
     client_version(&env->c);
-    bus_master(&env->c);
+    env_bus_master(&env->c);
     id = client_send(&env->c, VFU_DMA_MAP, 0, &m, sizeof(m), &env->vm.fd, 1);
     assert_int_equal(client_recv(&env->c, id, NULL, 0, NULL, NULL), 0);
-    assert_int_equal(fill(&env->c, 0, 16), 1);
+    assert_int_equal(env_fill(&env->c, 0, 16), 1);
 }
 
 static void test_unmap_waits_for_requests_that_use_the_memory(void **state)
@@ -452,7 +327,7 @@ static void test_unmap_waits_for_requests_that_use_the_memory(void **state)
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_HOLD, 4);
     id = client_send(&env->c, VFU_DMA_UNMAP, 0, &m, sizeof(m), NULL, 0);
     assert_int_equal(poll(&p, 1, 50), 0);
-    qv_thread_call(env->home, release, env->model);
+    qv_thread_call(env->home, env_release, env->model);
     assert_int_equal(client_recv(&env->c, id, &m, sizeof(m), NULL, NULL), 0);
     m = (struct vfu_dma_unmap){.argsz = sizeof(m), .flags = VFU_UNMAP_ALL};
     assert_int_equal(client_call(&env->c, VFU_DMA_UNMAP, &m, sizeof(m), sizeof(m)), 0);
@@ -478,32 +353,32 @@ static void test_there_is_a_limit_of_mappings(void **state)
 static void test_msix_reaches_its_event(void **state)
 {
     struct env *env = *state;
-    int fds[3] = {new_event(), new_event(), new_event()};
+    int fds[3] = {env_event(), env_event(), env_event()};
 
     client_version(&env->c);
     assert_int_equal(client_set_irqs(&env->c, VFU_IRQ_MSIX, TRIGGER, 0, 2, fds, 2), 0);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_NOTIFY | 1 << 8, 4);
-    expect_event(fds[1]);
+    env_expect(fds[1]);
     /* One more vector, and another event for one, as clients do when a vector is used first. */
     assert_int_equal(client_set_irqs(&env->c, VFU_IRQ_MSIX, TRIGGER, 1, 1, &fds[2], 1), 0);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_NOTIFY | 1 << 8, 4);
-    expect_event(fds[2]);
-    expect_no_event(fds[1]);
+    env_expect(fds[2]);
+    env_expect_none(fds[1]);
     /* No descriptor: the vector goes off, others stay. */
     assert_int_equal(client_set_irqs(&env->c, VFU_IRQ_MSIX, TRIGGER, 1, 1, NULL, 0), 0);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_NOTIFY | 1 << 8, 4);
-    expect_no_event(fds[2]);
+    env_expect_none(fds[2]);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_NOTIFY, 4);
-    expect_event(fds[0]);
+    env_expect(fds[0]);
     /* The client rings by itself. */
     assert_int_equal(
         client_set_irqs(&env->c, VFU_IRQ_MSIX, VFU_SET_NONE | VFU_SET_TRIGGER, 0, 2, NULL, 0), 0);
-    expect_event(fds[0]);
+    env_expect(fds[0]);
     /* All off. */
     assert_int_equal(
         client_set_irqs(&env->c, VFU_IRQ_MSIX, VFU_SET_NONE | VFU_SET_TRIGGER, 0, 0, NULL, 0), 0);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_NOTIFY, 4);
-    expect_no_event(fds[0]);
+    env_expect_none(fds[0]);
     for (unsigned i = 0; i < 3; i++) {
         close(fds[i]);
     }
@@ -512,35 +387,97 @@ static void test_msix_reaches_its_event(void **state)
 static void test_pin_is_unmasked_by_message_and_by_event(void **state)
 {
     struct env *env = *state;
-    int pin = new_event(), unmask = new_event();
+    int pin = env_event(), unmask = env_event();
     uint64_t one = 1;
 
     client_version(&env->c);
     assert_int_equal(client_set_irqs(&env->c, VFU_IRQ_INTX, TRIGGER, 0, 1, &pin, 1), 0);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_ASSERT, 4);
-    expect_event(pin);
+    env_expect(pin);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_ASSERT, 4);
-    expect_no_event(pin);
+    env_expect_none(pin);
     assert_int_equal(
         client_set_irqs(&env->c, VFU_IRQ_INTX, VFU_SET_NONE | VFU_SET_UNMASK, 0, 1, NULL, 0), 0);
-    expect_event(pin);
+    env_expect(pin);
     assert_int_equal(
         client_set_irqs(&env->c, VFU_IRQ_INTX, VFU_SET_EVENTFD | VFU_SET_UNMASK, 0, 1, &unmask, 1),
         0);
     assert_int_equal(write(unmask, &one, sizeof(one)), sizeof(one));
-    expect_event(pin);
+    env_expect(pin);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_CLEAR, 4);
     assert_int_equal(
         client_set_irqs(&env->c, VFU_IRQ_INTX, VFU_SET_NONE | VFU_SET_UNMASK, 0, 1, NULL, 0), 0);
-    expect_no_event(pin);
+    env_expect_none(pin);
     close(pin);
     close(unmask);
+}
+
+/* As a driver does: 1 << @log2 messages. */
+static void enable_msi(struct client *c, unsigned log2)
+{
+    uint64_t at = client_read(c, CONFIG, 0x34, 1);
+
+    while (client_read(c, CONFIG, at, 1) != 5) {
+        at = client_read(c, CONFIG, at + 1, 1);
+        assert_int_not_equal(at, 0);
+    }
+    client_write(c, CONFIG, at + 2, 1 | log2 << 4, 2);
+}
+
+static void test_msi_reaches_its_event(void **state)
+{
+    struct env *env = *state;
+    int fds[4] = {env_event(), env_event(), env_event(), env_event()};
+
+    client_version(&env->c);
+    assert_int_equal(client_set_irqs(&env->c, VFU_IRQ_MSI, TRIGGER, 0, 4, fds, 4), 0);
+    enable_msi(&env->c, 2);
+    for (uint32_t i = 0; i < 4; i++) {
+        client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_NOTIFY | i << 8, 4);
+        env_expect(fds[i]);
+    }
+    /* MSI-X takes over, as when another driver comes; then none is left. */
+    assert_int_equal(client_set_irqs(&env->c, VFU_IRQ_MSIX, TRIGGER, 0, 1, &fds[3], 1), 0);
+    client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_NOTIFY, 4);
+    env_expect(fds[3]);
+    env_expect_none(fds[0]);
+    assert_int_equal(
+        client_set_irqs(&env->c, VFU_IRQ_MSI, VFU_SET_NONE | VFU_SET_TRIGGER, 0, 0, NULL, 0), 0);
+    for (unsigned i = 0; i < 4; i++) {
+        close(fds[i]);
+    }
+}
+
+/* Clients set them up with each device; we never raise them, but a client may try its own. */
+static void test_error_and_request_events_are_kept(void **state)
+{
+    static const uint32_t index[] = {VFU_IRQ_ERR, VFU_IRQ_REQ};
+    struct env *env = *state;
+
+    client_version(&env->c);
+    for (unsigned i = 0; i < G_N_ELEMENTS(index); i++) {
+        int fd = env_event();
+
+        assert_int_equal(client_set_irqs(&env->c, index[i], TRIGGER, 0, 1, &fd, 1), 0);
+        env_expect_none(fd);
+        assert_int_equal(
+            client_set_irqs(&env->c, index[i], VFU_SET_NONE | VFU_SET_TRIGGER, 0, 1, NULL, 0), 0);
+        env_expect(fd);
+        assert_int_equal(
+            client_set_irqs(&env->c, index[i], VFU_SET_NONE | VFU_SET_UNMASK, 0, 1, NULL, 0),
+            EINVAL);
+        assert_int_equal(client_set_irqs(&env->c, index[i], TRIGGER, 0, 2, NULL, 0), EINVAL);
+        /* The device and its other interrupts do not change. */
+        assert_int_equal(client_call(&env->c, VFU_RESET, NULL, 0, 0), 0);
+        assert_int_equal(client_read(&env->c, 0, PCI_MODEL_REG_ID, 4), PCI_MODEL_ID);
+        close(fd);
+    }
 }
 
 static void test_bad_interrupt_settings_are_refused(void **state)
 {
     struct env *env = *state;
-    int fds[2] = {new_event(), new_event()};
+    int fds[2] = {env_event(), env_event()};
     struct vfu_irq_set set = {.argsz = sizeof(set),
                               .flags = VFU_SET_BOOL | VFU_SET_TRIGGER,
                               .index = VFU_IRQ_MSIX,
@@ -576,36 +513,36 @@ static void test_reset_waits_for_requests_in_flight(void **state)
 
     client_version(&env->c);
     client_map_vm(&env->c, &env->vm);
-    bus_master(&env->c);
+    env_bus_master(&env->c);
     client_write(&env->c, 0, PCI_MODEL_REG_SCRATCH, 5, 8);
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_HOLD, 4);
     id = client_send(&env->c, VFU_RESET, 0, NULL, 0, NULL, 0);
     assert_int_equal(poll(&p, 1, 50), 0);
-    qv_thread_call(env->home, release, env->model);
+    qv_thread_call(env->home, env_release, env->model);
     assert_int_equal(client_recv(&env->c, id, NULL, 0, NULL, NULL), 0);
     assert_int_equal(client_read(&env->c, 0, PCI_MODEL_REG_SCRATCH, 8), 0);
     assert_int_equal(client_read(&env->c, CONFIG, 4, 2), 0);
-    bus_master(&env->c);
-    assert_int_equal(fill(&env->c, GPA, 16), 0); /* memory stays */
+    env_bus_master(&env->c);
+    assert_int_equal(env_fill(&env->c, GPA, 16), 0); /* memory stays */
 }
 
 static void test_next_client_finds_the_device_as_new(void **state)
 {
     struct env *env = *state;
-    int event = new_event();
+    int event = env_event();
 
     client_version(&env->c);
     client_map_vm(&env->c, &env->vm);
-    bus_master(&env->c);
+    env_bus_master(&env->c);
     assert_int_equal(client_set_irqs(&env->c, VFU_IRQ_MSIX, TRIGGER, 0, 1, &event, 1), 0);
     client_write(&env->c, 0, PCI_MODEL_REG_SCRATCH, 5, 8);
-    still_serves(env);
+    env_still_serves(env);
     assert_int_equal(client_read(&env->c, 0, PCI_MODEL_REG_SCRATCH, 8), 0);
-    bus_master(&env->c);
-    assert_int_equal(fill(&env->c, GPA, 16), 1);
-    expect_no_event(event);
+    env_bus_master(&env->c);
+    assert_int_equal(env_fill(&env->c, GPA, 16), 1);
+    env_expect_none(event);
     client_map_vm(&env->c, &env->vm);
-    assert_int_equal(fill(&env->c, GPA, 16), 0);
+    assert_int_equal(env_fill(&env->c, GPA, 16), 0);
     close(event);
 }
 
@@ -618,7 +555,7 @@ static void test_disconnect_waits_for_requests_in_flight(void **state)
     client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_HOLD, 4);
     client_disconnect(&env->c);
     client_connect(&env->c, &env->addr);
-    qv_thread_call(env->home, release, env->model);
+    qv_thread_call(env->home, env_release, env->model);
     client_version(&env->c);
     assert_int_equal(client_read(&env->c, 0, PCI_MODEL_REG_ID, 4), PCI_MODEL_ID);
 }
@@ -642,7 +579,7 @@ static void test_server_ends_beside_a_living_client(void **state)
     client_version(&env->c);
     client_map_vm(&env->c, &env->vm);
     client_write(&env->c, 0, PCI_MODEL_REG_SCRATCH, 5, 8);
-    qv_thread_run_co(env->home, free_server, env);
+    qv_thread_run_co(env->home, env_free_server, env);
     assert_true(client_closed(&env->c));
 }
 
@@ -670,7 +607,7 @@ static void test_malformed_messages_end_their_connection_only(void **state)
             send(env->c.fd, zeros, bad[i].size - 16, MSG_NOSIGNAL);
         }
         assert_true(client_closed(&env->c));
-        still_serves(env);
+        env_still_serves(env);
     }
 }
 
@@ -686,10 +623,10 @@ static void test_descriptors_nobody_asked_for_end_the_connection(void **state)
     client_version(&env->c);
     client_send(&env->c, VFU_GET_INFO, 0, &info, sizeof(info), &env->vm.fd, 1);
     assert_true(client_closed(&env->c));
-    still_serves(env);
+    env_still_serves(env);
     client_send(&env->c, VFU_SET_IRQS, 0, &info, sizeof(info), many, G_N_ELEMENTS(many));
     assert_true(client_closed(&env->c));
-    still_serves(env);
+    env_still_serves(env);
 }
 
 static void test_unknown_messages_are_refused(void **state)
@@ -724,179 +661,7 @@ static void test_a_message_may_come_in_pieces(void **state)
     assert_int_equal(reply.value, PCI_MODEL_ID);
 }
 
-/* ---- migration ---- */
-
-#define GET VFU_FF_GET
-#define SET VFU_FF_SET
-
-static int set_state(struct client *c, uint32_t state)
-{
-    struct vfu_feature_state s = {.state = state, .data_fd = -1};
-    int err = client_feature(c, VFU_FEATURE_STATE | SET, &s, sizeof(s), sizeof(s));
-
-    assert_true(err != 0 || s.state == state);
-    return err;
-}
-
-static uint32_t get_state(struct client *c)
-{
-    struct vfu_feature_state s = {0};
-
-    assert_int_equal(client_feature(c, VFU_FEATURE_STATE | GET, &s, 0, sizeof(s)), 0);
-    return s.state;
-}
-
-static size_t read_state(struct client *c, uint8_t *to, size_t max)
-{
-    size_t got = 0;
-
-    for (;;) {
-        struct {
-            struct vfu_mig_data d;
-            uint8_t bytes[100];
-        } m = {.d = {.argsz = sizeof(m), .size = sizeof(m.bytes)}};
-
-        assert_int_equal(client_call(c, VFU_MIG_DATA_READ, &m, sizeof(m.d), sizeof(m)), 0);
-        assert_true(got + m.d.size <= max);
-        memcpy(to + got, m.bytes, m.d.size);
-        got += m.d.size;
-        if (m.d.size < sizeof(m.bytes)) {
-            return got;
-        }
-    }
-}
-
-static int write_state(struct client *c, const uint8_t *from, size_t len)
-{
-    struct {
-        struct vfu_mig_data d;
-        uint8_t bytes[4096];
-    } m = {.d = {.argsz = (uint32_t)(sizeof(m.d) + len), .size = (uint32_t)len}};
-
-    assert_true(len <= sizeof(m.bytes));
-    memcpy(m.bytes, from, len);
-    return client_call(c, VFU_MIG_DATA_WRITE, &m, sizeof(m.d) + len, 0);
-}
-
-static void test_state_is_saved_and_loaded(void **state)
-{
-    struct env *env = *state;
-    uint8_t bytes[4096];
-    uint64_t flags = 0;
-    size_t len;
-
-    client_version(&env->c);
-    assert_int_equal(client_feature(&env->c, VFU_FEATURE_MIGRATION | GET, &flags, 0, 8), 0);
-    assert_int_equal(flags, VFU_MIGRATION_STOP_COPY);
-    client_write(&env->c, 0, PCI_MODEL_REG_SCRATCH, 0xabc, 8);
-    client_write(&env->c, CONFIG, 0x10, 0xc0000000, 4);
-    assert_int_equal(get_state(&env->c), VFU_STATE_RUNNING);
-    assert_int_equal(set_state(&env->c, VFU_STATE_STOP_COPY), 0);
-    len = read_state(&env->c, bytes, sizeof(bytes));
-    assert_true(len > 256);
-    still_serves(env); /* the device is new */
-    assert_int_equal(get_state(&env->c), VFU_STATE_RUNNING);
-    assert_int_equal(set_state(&env->c, VFU_STATE_RESUMING), 0);
-    assert_int_equal(write_state(&env->c, bytes, 100), 0);
-    assert_int_equal(write_state(&env->c, bytes + 100, len - 100), 0);
-    assert_int_equal(set_state(&env->c, VFU_STATE_RUNNING), 0);
-    assert_int_equal(client_read(&env->c, 0, PCI_MODEL_REG_SCRATCH, 8), 0xabc);
-    assert_int_equal(client_read(&env->c, CONFIG, 0x10, 4), 0xc0000004);
-}
-
-static void test_damaged_state_leaves_the_device_in_error_until_reset(void **state)
-{
-    struct env *env = *state;
-    uint8_t junk[64] = {1};
-
-    client_version(&env->c);
-    assert_int_equal(write_state(&env->c, junk, 8), EINVAL); /* not resuming */
-    assert_int_equal(set_state(&env->c, VFU_STATE_RESUMING), 0);
-    assert_int_equal(write_state(&env->c, junk, sizeof(junk)), 0);
-    assert_int_equal(set_state(&env->c, VFU_STATE_RUNNING), EINVAL);
-    assert_int_equal(get_state(&env->c), VFU_STATE_ERROR);
-    assert_int_equal(set_state(&env->c, VFU_STATE_STOP), EINVAL);
-    assert_int_equal(client_call(&env->c, VFU_RESET, NULL, 0, 0), 0);
-    assert_int_equal(get_state(&env->c), VFU_STATE_RUNNING);
-    assert_int_equal(set_state(&env->c, 7), EINVAL);
-}
-
-static void test_stop_waits_for_requests_in_flight(void **state)
-{
-    struct env *env = *state;
-    struct {
-        struct vfu_feature f;
-        struct vfu_feature_state s;
-    } m = {.f = {.argsz = sizeof(m), .flags = VFU_FEATURE_STATE | SET},
-           .s = {.state = VFU_STATE_STOP}};
-    struct pollfd p = {.fd = env->c.fd, .events = POLLIN};
-    uint16_t id;
-
-    client_version(&env->c);
-    client_map_vm(&env->c, &env->vm);
-    client_write(&env->c, 0, PCI_MODEL_REG_COMMAND, PCI_MODEL_HOLD, 4);
-    id = client_send(&env->c, VFU_FEATURE, 0, &m, sizeof(m), NULL, 0);
-    assert_int_equal(poll(&p, 1, 50), 0);
-    qv_thread_call(env->home, release, env->model);
-    assert_int_equal(client_recv(&env->c, id, &m, sizeof(m), NULL, NULL), 0);
-    assert_int_equal(m.s.state, VFU_STATE_STOP);
-    assert_int_equal(set_state(&env->c, VFU_STATE_RUNNING), 0);
-}
-
-static uint64_t dirty(struct client *c, uint64_t iova, uint64_t length, uint64_t page_size)
-{
-    struct {
-        struct vfu_log_report r;
-        uint64_t bits;
-    } m = {.r = {.iova = iova, .length = length, .page_size = page_size}};
-
-    assert_int_equal(client_feature(c, VFU_FEATURE_LOG_REPORT | GET, &m, sizeof(m.r), sizeof(m)),
-                     0);
-    return m.bits;
-}
-
-static void test_written_pages_are_logged(void **state)
-{
-    struct env *env = *state;
-    struct vfu_log_start start = {.page_size = 2 << 20};
-    struct vfu_log_report big = {.length = UINT64_C(1) << 40, .page_size = UINT64_C(1) << 30};
-
-    client_version(&env->c);
-    bus_master(&env->c);
-    client_map_vm(&env->c, &env->vm);
-    assert_int_equal(client_feature(&env->c, VFU_FEATURE_LOG_STOP | SET, NULL, 0, 0), EINVAL);
-    assert_int_equal(
-        client_feature(&env->c, VFU_FEATURE_LOG_START | SET, &start, sizeof(start), sizeof(start)),
-        0);
-    assert_int_equal(start.page_size, 4096);
-    assert_int_equal(fill(&env->c, GPA + 4096 * 3 + 4000, 200), 0);
-    assert_int_equal(dirty(&env->c, GPA, 64 * 4096, 4096), 3 << 3);
-    assert_int_equal(dirty(&env->c, GPA, 64 * 4096, 4096), 0); /* reported once */
-    assert_int_equal(fill(&env->c, GPA + 4096 * 9, 1), 0);
-    assert_int_equal(dirty(&env->c, GPA, 64 * 4096, 16384), 1 << 2);
-    assert_int_equal(client_feature(&env->c, VFU_FEATURE_LOG_REPORT | GET, &big, sizeof(big), 0),
-                     E2BIG);
-    assert_int_equal(client_map(&env->c, VFU_LOG_END, 4096, 0, env->vm.fd), EINVAL);
-    assert_int_equal(client_feature(&env->c, VFU_FEATURE_LOG_STOP | SET, NULL, 0, 0), 0);
-    assert_int_equal(fill(&env->c, GPA, 1), 0);
-    assert_int_equal(client_feature(&env->c, VFU_FEATURE_LOG_REPORT | GET, &big, sizeof(big), 0),
-                     EINVAL);
-}
-
-static void test_features_can_be_probed(void **state)
-{
-    struct env *env = *state;
-
-    client_version(&env->c);
-    assert_int_equal(
-        client_feature(&env->c, VFU_FEATURE_STATE | GET | SET | VFU_FF_PROBE, NULL, 0, 0), 0);
-    assert_int_equal(
-        client_feature(&env->c, VFU_FEATURE_MIGRATION | SET | VFU_FF_PROBE, NULL, 0, 0), EINVAL);
-    assert_int_equal(client_feature(&env->c, 3 | GET, NULL, 0, 0), ENOTSUP);
-    assert_int_equal(client_feature(&env->c, VFU_FEATURE_STATE | GET | SET, NULL, 0, 0), EINVAL);
-}
-
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, env_setup, env_teardown)
 
 int main(void)
 {
@@ -923,6 +688,8 @@ int main(void)
         TEST(test_there_is_a_limit_of_mappings),
         TEST(test_msix_reaches_its_event),
         TEST(test_pin_is_unmasked_by_message_and_by_event),
+        TEST(test_msi_reaches_its_event),
+        TEST(test_error_and_request_events_are_kept),
         TEST(test_bad_interrupt_settings_are_refused),
         TEST(test_reset_waits_for_requests_in_flight),
         TEST(test_next_client_finds_the_device_as_new),
@@ -933,11 +700,6 @@ int main(void)
         TEST(test_descriptors_nobody_asked_for_end_the_connection),
         TEST(test_unknown_messages_are_refused),
         TEST(test_a_message_may_come_in_pieces),
-        TEST(test_state_is_saved_and_loaded),
-        TEST(test_damaged_state_leaves_the_device_in_error_until_reset),
-        TEST(test_stop_waits_for_requests_in_flight),
-        TEST(test_written_pages_are_logged),
-        TEST(test_features_can_be_probed),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
