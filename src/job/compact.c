@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "format/encrypted/encrypted.h"
 #include "format/qcow2/compact.h"
 #include "format/raw/compact.h"
 #include "job/unlock.h"
@@ -33,7 +34,7 @@ static bool co_compact(void *arg, GError **error)
     struct qv_raw_compact_opts raw = {.progress = progress, .arg = job};
     struct qv_node *root;
     uint64_t punched;
-    bool ok;
+    bool ok, old_key;
     int rc;
 
     if (!qv_job_co_open(job->handle, QV_CACHE_WRITEBACK, &root, error)) {
@@ -42,6 +43,9 @@ static bool co_compact(void *arg, GError **error)
     ok = strcmp(job->handle->record->format, "raw") == 0
              ? qv_raw_co_compact(root, &raw, &punched, error)
              : qcow2_co_compact(root, &opts, NULL, error);
+    if (ok && qv_enc_is(root)) { /* clusters that went may have been the last of some epoch */
+        ok = qv_enc_co_epochs_drop(root, &old_key, error);
+    }
     if (!ok) {
         g_prefix_error(error, "%s: ", name);
     }

@@ -101,8 +101,7 @@ def export_qcow2(a):
 
 
 def compact(a):
-    result = a("compact", "a", code=None)
-    assert result.code == 0 or (a.fmt == "encrypted" and result.code == 1 and "compact" in result.stderr), result
+    a("compact", "a")
     assert a.out() == a.content and a.info()["virtual_size"] == SIZE
 
 

@@ -293,14 +293,17 @@ def test_snapshot_of_an_image_in_use_is_deleted(quantavirt, root, vm, qemu_img):
 
 
 def test_images_in_use_are_compacted(quantavirt, root, vm, qemu_img):
-    """Beside the guest, which goes on writing to both."""
+    """Beside the guest, which goes on writing to all."""
     quantavirt("storage", "create", "--name", "a", "--format", "qcow2", "--size", "64M")
     quantavirt("storage", "create", "--name", "b", "--format", "raw", "--size", "32M", "--prealloc", "full")
     image = root / "images/a.qcow2"
     qemu_img("bench", "-q", "-w", "-f", "qcow2", "-c", "1024", "-s", "65536", "-S", "65536", "--pattern", "1", image)
-    web = vm("web", [disk("a"), disk("b", "raw")],
-             "dd if=/dev/zero of=/dev/vda bs=1M count=30 conv=fsync; echo filled; i=0; while :; do "
-             "for d in vda vdb; do echo pattern | dd of=/dev/$d bs=4k seek=$((5000 + i % 100)) conv=fsync 2>/dev/null; "
+    ones = root / "ones"
+    ones.write_bytes(b"\1" * (64 << 20))
+    quantavirt("storage", "import", "--name", "c", ones, "--source-format", "raw", "--format", "encrypted")
+    web = vm("web", [disk("a"), disk("b", "raw"), disk("c", "encrypted")],
+             "for d in vda vdc; do dd if=/dev/zero of=/dev/$d bs=1M count=30 conv=fsync; done; echo filled; i=0; while :; do "
+             "for d in vda vdb vdc; do echo pattern | dd of=/dev/$d bs=4k seek=$((5000 + i % 100)) conv=fsync 2>/dev/null; "
              "done; i=$((i + 1)); echo count $i; done")
     web.wait_console("filled")
     web.wait_count()
@@ -308,6 +311,8 @@ def test_images_in_use_are_compacted(quantavirt, root, vm, qemu_img):
     assert result["bytes_after"] < result["bytes_before"] - (20 << 20), result
     result = quantavirt("storage", "compact", "b", "--json").json()
     assert result["bytes_before"] >= 32 << 20 and result["bytes_after"] < 4 << 20, result
+    result = quantavirt("storage", "compact", "c", "--json").json()
+    assert result["bytes_after"] < result["bytes_before"] - (20 << 20), result
     web.wait_count(5)
     web("stop", "--force")
     found = qemu_img("check", "--output=json", image)
@@ -317,6 +322,13 @@ def test_images_in_use_are_compacted(quantavirt, root, vm, qemu_img):
     data = raw.read_bytes()
     assert not any(data[:5000 * 4096]) and data[5000 * 4096:][:8] == b"pattern\n"
     assert data[31 << 20:63 << 20] == b"\1" * (32 << 20)
+    raw.unlink()
+    result = quantavirt("storage", "check", "c", "--data", "--json").json()
+    assert result["clean"] and result["corruptions"] == result["leaks"] == 0
+    quantavirt("storage", "export", "c", raw, "--format", "raw")
+    data = raw.read_bytes()
+    assert not any(data[:5000 * 4096]) and data[5000 * 4096:][:8] == b"pattern\n"
+    assert data[31 << 20:] == b"\1" * (33 << 20)
 
 
 @pytest.mark.parametrize("index", [None, 1])

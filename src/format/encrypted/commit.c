@@ -183,7 +183,7 @@ int enc_co_settle(struct enc_image *enc)
 {
     int ret = enc_seal_co_drain(&enc->seal);
 
-    if (ret == 0 && (enc->log.live->len > 0 || enc_pages_dirty(enc) > 0)) {
+    if (ret == 0 && (enc->log.live->len > 0 || enc_pages_dirty(enc) > 0 || enc->log.unended)) {
         ret = enc_co_checkpoint(enc);
         ret = ret != 0 ? ret : enc_log_co_end(enc);
         ret = ret != 0 ? ret : enc_co_sync(enc);

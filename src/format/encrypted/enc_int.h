@@ -113,7 +113,7 @@ struct enc_log {
     qv_be32 last_epoch;         /* of the newest record's tag; 0: there is no record */
     qv_be64 last_counter;
     GArray *live; /* of struct enc_live, oldest first */
-    bool used;    /* a record was written by this open, or found */
+    bool unended; /* the newest record, if there is one, says not that no other is needed */
 };
 
 struct enc_image {
@@ -188,6 +188,17 @@ static inline struct enc_shard *enc_shard_of(struct enc_image *enc, uint64_t pag
     return &enc->shards[page % ENC_SHARDS];
 }
 
+static inline struct enc_table *enc_table_get(const struct enc_image *enc)
+{
+    return atomic_load_explicit(&enc->table, memory_order_acquire);
+}
+
+/* Pages of a block: a power of two. */
+static inline unsigned enc_block_bits(const struct enc_image *enc)
+{
+    return enc->cluster_bits - ENC_SECTOR_BITS;
+}
+
 #define ENC_PAGE_OF(sector)  ((sector) / ENC_PAGE_ENTRIES)
 #define ENC_INDEX_OF(sector) ((sector) % ENC_PAGE_ENTRIES)
 
@@ -217,6 +228,7 @@ bool enc_check_record(struct enc_image *enc, const struct enc_record_disk *head,
 
 /* ---- pages.c ---- */
 
+struct enc_table *enc_table_new(uint64_t entries);
 bool enc_co_table_open(struct enc_image *enc, GError **error);
 void enc_pages_init(struct enc_image *enc, uint64_t cache);
 void enc_pages_free(struct enc_image *enc);
@@ -232,10 +244,18 @@ int enc_co_page_lock(struct enc_image *enc, uint64_t number, struct enc_page **o
 /** enc_co_pages_write - writes all dirty pages; those that did not change meanwhile are clean. */
 int enc_co_pages_write(struct enc_image *enc);
 uint64_t enc_pages_dirty(struct enc_image *enc);
+
+/* ---- blocks.c ---- */
+
 uint64_t enc_seal_missing(struct qcow2_seal *seal, uint64_t first, uint64_t count);
 int enc_seal_co_cover(struct qcow2_seal *seal, uint64_t end);
 int enc_seal_co_link(struct qcow2_seal *seal, uint64_t first, uint64_t count, uint64_t at,
                      uint64_t max);
+uint64_t enc_seal_block(struct qcow2_seal *seal, uint64_t i);
+void enc_seal_table(struct qcow2_seal *seal, uint64_t *first, uint64_t *clusters);
+int enc_seal_co_settle(struct qcow2_seal *seal);
+int enc_seal_co_place(struct qcow2_seal *seal, const struct qcow2_seal_place *v, size_t n);
+int enc_seal_co_move_table(struct qcow2_seal *seal, uint64_t first);
 
 /* ---- buffer.c ---- */
 

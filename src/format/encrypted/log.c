@@ -114,7 +114,7 @@ void enc_log_appended(struct enc_image *enc, uint32_t at, const struct enc_recor
     log->last_counter = head->counter;
     log->head = at + blocks;
     log->seq++;
-    log->used = true;
+    log->unended = qv_be32_get(head->items) != 0;
 }
 
 int enc_log_co_end(struct enc_image *enc)

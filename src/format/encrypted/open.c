@@ -28,6 +28,11 @@ static const struct qcow2_seal_ops seal_ops = {
     .co_clear = enc_seal_co_clear,
     .co_copy = enc_seal_co_copy,
     .co_drain = enc_seal_co_drain,
+    .block = enc_seal_block,
+    .table = enc_seal_table,
+    .co_settle = enc_seal_co_settle,
+    .co_place = enc_seal_co_place,
+    .co_move_table = enc_seal_co_move_table,
     .co_close = enc_co_close,
 };
 

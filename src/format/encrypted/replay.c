@@ -437,7 +437,7 @@ bool enc_co_replay(struct enc_image *enc, GError **error)
         enc->log.last_counter = qv_be64_make(newest->counter);
         enc->applied = enc->settled = r.settled;
         /* Closed properly: the last record is empty and needs no other. */
-        rest = r.found->len > 1 || newest->items > 0;
+        rest = enc->log.unended = r.found->len > 1 || newest->items > 0;
         ret = co_apply(&r);
     }
     if (ret == 0 && rest && !enc->readonly) {

@@ -47,6 +47,10 @@ static int co_measure(struct compact *c, uint64_t *used, uint64_t *end)
     ret = qcow2_co_still(c->img);
     ret = ret != 0 ? ret : qcow2_compact_co_drop_stock(c->img);
     ret = ret != 0 ? ret : qcow2_compact_co_used(c->img, used, end);
+    if (ret == 0 && c->img->seal != NULL && *end > *used) {
+        ret = qcow2_compact_co_trim(c, *used);
+        ret = ret != 0 ? ret : qcow2_compact_co_used(c->img, used, end);
+    }
     qcow2_still_end(c->img);
     qv_co_mutex_unlock(&c->img->ops_lock);
     return ret;
@@ -115,6 +119,10 @@ static int co_settle(struct compact *c)
             break;
         }
         best = end;
+        ret = qcow2_compact_co_trim(c, used);
+        if (ret != 0) {
+            break;
+        }
         c->limit = used;
         c->low = 0;
         ret = qcow2_compact_co_settle(c);
@@ -157,7 +165,7 @@ static int co_run(struct compact *c)
     }
     c->from = 0.05;
     c->to = 0.5;
-    ret = qcow2_compact_co_scan(c);
+    ret = c->img->seal != NULL ? qcow2_compact_co_scan_sealed(c) : qcow2_compact_co_scan(c);
     if (ret == 0) {
         c->limit = UINT64_MAX;
         c->drop_zeros = true;
@@ -180,10 +188,6 @@ bool qcow2_co_compact(struct qv_node *node, const struct qcow2_compact_opts *opt
 
     if (!qcow2_snapshot_check_node(node, error)) {
         return false;
-    }
-    if (img->seal != NULL) {
-        return qv_fail(error, QV_ERROR_UNSUPPORTED,
-                       "%s: an encrypted image cannot be compacted yet", node->name);
     }
     if (node->readonly || atomic_load(&img->corrupt)) {
         return qv_fail_errno(error, EROFS, "%s", node->name);

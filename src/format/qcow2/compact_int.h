@@ -47,6 +47,24 @@ int qcow2_compact_co_drop_stock(struct qcow2_image *img);
 /** qcow2_compact_co_is_zero - whether the cluster at @host reads as zeros; @buf: a cluster. */
 int qcow2_compact_co_is_zero(struct qcow2_image *img, uint64_t host, void *buf, bool *zero);
 
+/* ---- compact_seal.c: encrypted images ---- */
+
+/** qcow2_compact_co_scan_sealed - as qcow2_compact_co_scan, of what the disk shows. No lock. */
+int qcow2_compact_co_scan_sealed(struct compact *c);
+/** qcow2_compact_co_reads_zero - as qcow2_compact_co_is_zero, of a cluster at guest offset @guest.
+ */
+int qcow2_compact_co_reads_zero(struct qcow2_image *img, uint64_t guest, uint64_t host, void *buf,
+                                bool *zero);
+/** qcow2_compact_co_copy_sealed - in clusters; durable after the next sync of the image. */
+int qcow2_compact_co_copy_sealed(struct qcow2_image *img, uint64_t guest, uint64_t from,
+                                 uint64_t to, uint64_t clusters);
+/** qcow2_compact_co_cover - entry blocks for what may move below the limit. Under ref_lock, the
+ * gate closed, before a step. Of others it does nothing. */
+int qcow2_compact_co_cover(struct compact *c);
+/** qcow2_compact_co_trim - entry blocks and their table leave what lies behind cluster @used. Under
+ * commit_lock and ref_lock, the gate closed. Of others it does nothing. */
+int qcow2_compact_co_trim(struct compact *c, uint64_t used);
+
 static inline bool compact_stopped(const struct compact *c)
 {
     return c->opts->stop != NULL && atomic_load(c->opts->stop);

@@ -106,10 +106,8 @@ static int co_write_l1s(struct cp_step *st, uint64_t *active, uint64_t entries, 
 
 /* ---- copying ---- */
 
-static int co_copy_one(void *arg, uint64_t i)
+static int co_copy_plain(const struct cp_step *st, const struct cp_copy *copy)
 {
-    struct cp_step *st = arg;
-    const struct cp_copy *copy = &g_array_index(st->copies, struct cp_copy, i);
     unsigned bits = st->img->cluster_bits;
     uint64_t from = copy->from << bits, len = copy->count << bits;
     uint64_t end = atomic_load(&st->img->file_end);
@@ -119,6 +117,16 @@ static int co_copy_one(void *arg, uint64_t i)
 
     memset(buf + have, 0, len - have);
     return ret != 0 ? ret : qv_co_pwrite(st->img->node.file, copy->to << bits, buf, len);
+}
+
+static int co_copy_one(void *arg, uint64_t i)
+{
+    struct cp_step *st = arg;
+    const struct cp_copy *copy = &g_array_index(st->copies, struct cp_copy, i);
+
+    return st->img->seal != NULL ? qcow2_compact_co_copy_sealed(st->img, copy->guest, copy->from,
+                                                                copy->to, copy->count)
+                                 : co_copy_plain(st, copy);
 }
 
 /* What has moved leaves holes: its change is durable, and no request that saw it is in flight. */
@@ -235,6 +243,7 @@ int qcow2_compact_co_step(struct compact *c, struct compact_at *at)
 {
     int ret = qcow2_co_still(c->img);
 
+    ret = ret != 0 ? ret : qcow2_compact_co_cover(c);
     ret = ret != 0 ? ret : co_step(c, at);
     qcow2_still_end(c->img);
     return ret;

@@ -25,13 +25,15 @@ struct cp_table {
 
 /* What becomes of a data cluster. */
 struct cp_cluster {
-    uint64_t refs; /* found */
-    uint64_t to;   /* cluster */
+    uint64_t refs;  /* found */
+    uint64_t guest; /* cluster of the disk */
+    uint64_t to;    /* cluster */
     enum { CP_UNDECIDED, CP_STAYS, CP_MOVES, CP_ZERO } fate;
 };
 
 struct cp_copy {
     uint64_t from, to, count; /* clusters */
+    uint64_t guest;           /* of the first; of encrypted images */
 };
 
 struct cp_step {
@@ -41,6 +43,7 @@ struct cp_step {
     GPtrArray *list;   /* of struct qcow2_snapshot */
     uint64_t stored;   /* bytes of the snapshot table */
     uint64_t first, n; /* L1 entries */
+    uint64_t index;    /* of the L1 entries dealt with */
     struct cp_l1 *l1s;
     guint n_l1s;
     GHashTable *tables;   /* by offset: of one L1 index */

@@ -138,6 +138,7 @@ static int co_count(struct cp_step *st, struct cp_table *t)
         cluster = g_hash_table_lookup(st->clusters, &k);
         if (cluster == NULL) {
             cluster = g_new0(struct cp_cluster, 1);
+            cluster->guest = (st->index << st->img->l2_bits) + w / step_words(st);
             g_hash_table_insert(st->clusters, g_memdup2(&k, sizeof(k)), cluster);
         }
         cluster->refs += t->refs;
@@ -160,7 +161,10 @@ static int co_decide_zero(struct cp_step *st, uint64_t k, uint64_t entry,
 
     if (!zero && may_drop(st)) {
         st->spent += st->img->cluster_size;
-        ret = qcow2_compact_co_is_zero(st->img, k << st->img->cluster_bits, st->buf, &zero);
+        ret = st->img->seal != NULL
+                  ? qcow2_compact_co_reads_zero(st->img, cluster->guest << st->img->cluster_bits,
+                                                k << st->img->cluster_bits, st->buf, &zero)
+                  : qcow2_compact_co_is_zero(st->img, k << st->img->cluster_bits, st->buf, &zero);
     }
     if (!zero) { /* written since: not looked at again */
         st->c->zeros[k / 8] &= (uint8_t) ~(1u << (k % 8));
@@ -172,7 +176,7 @@ static int co_decide_zero(struct cp_step *st, uint64_t k, uint64_t entry,
 
 static int co_decide_move(struct cp_step *st, uint64_t k, struct cp_cluster *cluster)
 {
-    struct cp_copy copy = {.from = k, .count = 1}, *last;
+    struct cp_copy copy = {.from = k, .count = 1, .guest = cluster->guest}, *last;
     int ret =
         st->full ? -ENOSPC : qcow2_shadow_co_alloc_below(&st->s, st->c->limit, false, &cluster->to);
 
@@ -188,6 +192,7 @@ static int co_decide_move(struct cp_step *st, uint64_t k, struct cp_cluster *clu
     last = st->copies->len > 0 ? &g_array_index(st->copies, struct cp_copy, st->copies->len - 1)
                                : NULL;
     if (last != NULL && last->from + last->count == k && last->to + last->count == copy.to &&
+        (st->img->seal == NULL || last->guest + last->count == copy.guest) &&
         last->count << st->img->cluster_bits < QV_MIB) {
         last->count++;
     } else {
@@ -412,6 +417,7 @@ int qcow2_compact_co_tables(struct cp_step *st, uint64_t i)
     g_hash_table_remove_all(st->tables);
     g_hash_table_remove_all(st->clusters);
     g_hash_table_remove_all(st->packed);
+    st->index = st->first + i;
     ret = co_find_tables(st, i);
     g_hash_table_iter_init(&iter, st->tables);
     while (ret == 0 && g_hash_table_iter_next(&iter, NULL, &value)) {

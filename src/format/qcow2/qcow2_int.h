@@ -273,7 +273,9 @@ static inline void *qcow2_bytes(_Atomic uint64_t *entries)
 
 /* ---- sealed.c: encrypted images ---- */
 
-/** qcow2_co_data_write, _zero - of data clusters; guest offset beside the host offset. */
+/** qcow2_co_data_read, _write, _zero - of data clusters; guest offset beside the host offset. */
+int qcow2_co_data_read(struct qcow2_image *img, uint64_t guest, uint64_t host, void *buf,
+                       uint64_t len);
 int qcow2_co_data_write(struct qcow2_image *img, uint64_t guest, uint64_t host, const void *buf,
                         uint64_t len);
 int qcow2_co_data_zero(struct qcow2_image *img, uint64_t guest, uint64_t host, uint64_t len,

@@ -87,6 +87,12 @@ void qcow2_seal_root_make(const struct qcow2_seal_root *root, struct qcow2_seal_
 struct qcow2_seal;
 struct qcow2_seal_host;
 
+/** A new place for entry block @index. */
+struct qcow2_seal_place {
+    uint64_t index;
+    uint64_t from, to; /* clusters; to 0: nothing there needs entries any more */
+};
+
 struct qcow2_seal_ops {
     /** co_open - the header is read and the geometry known; nothing else is. False with @error. */
     bool (*co_open)(struct qcow2_seal *seal, const struct qcow2_seal_host *host, GError **error);
@@ -112,6 +118,18 @@ struct qcow2_seal_ops {
                    uint64_t len);
     /** co_drain - as a flush; afterwards nothing of what was written before is in flight. */
     int (*co_drain)(struct qcow2_seal *seal);
+    /* Compaction; the gate is closed, under ref_lock. */
+    /** block - the cluster of entry block @i; 0: none. */
+    uint64_t (*block)(struct qcow2_seal *seal, uint64_t i);
+    /** table - where the table of blocks is, in clusters. */
+    void (*table)(struct qcow2_seal *seal, uint64_t *first, uint64_t *clusters);
+    /** co_settle - as co_drain, and the log holds nothing that its reader would apply. */
+    int (*co_settle)(struct qcow2_seal *seal);
+    /** co_place - blocks move, or go; right after co_settle. Durable on return, and what held them
+     * is the caller's to free. */
+    int (*co_place)(struct qcow2_seal *seal, const struct qcow2_seal_place *v, size_t n);
+    /** co_move_table - the same for the table: to as many clusters from @first on. */
+    int (*co_move_table)(struct qcow2_seal *seal, uint64_t first);
     /** co_close - the last of the image; frees @seal. */
     int (*co_close)(struct qcow2_seal *seal);
 };

@@ -49,6 +49,20 @@ int qcow2_co_data_write(struct qcow2_image *img, uint64_t guest, uint64_t host, 
     return co_run(img, &w);
 }
 
+int qcow2_co_data_read(struct qcow2_image *img, uint64_t guest, uint64_t host, void *buf,
+                       uint64_t len)
+{
+    struct iovec iov = {.iov_base = buf, .iov_len = len};
+    struct wait w = {.io = {.op = QV_OP_READ,
+                            .offset = host,
+                            .len = len,
+                            .guest = guest,
+                            .iov = &iov,
+                            .iovcnt = 1}};
+
+    return co_run(img, &w);
+}
+
 int qcow2_co_data_zero(struct qcow2_image *img, uint64_t guest, uint64_t host, uint64_t len,
                        uint32_t flags)
 {
