@@ -11,6 +11,9 @@
  * again now and then, ever more seldom while looking does not pay. Where waits are long, looking is
  * never tried.
  *
+ * Where somebody stands still for each request (an eager source), being quicker counts for more:
+ * there looking may cost a multiple of the CPU that sleeping takes.
+ *
  * While it looks, the thread yields its CPU to whoever wants it: on a shared CPU the next request
  * comes from there. A CPU that somebody else keeps computing on does not come back soon; then
  * sleeping is right, since who is woken is soon run.
@@ -27,6 +30,11 @@
 #define EPOCH_WAITS 64u
 /* Longest look for one request. */
 #define LOOK_NS 30000
+/* ... with an eager source open: who stands still for an answer has to be woken before he can ask
+ * again, and on another CPU that alone takes long. */
+#define EAGER_LOOK_NS 100000
+/* What looking may cost then, in units of what sleeping does. */
+#define EAGER_CPU 4u
 /* Waits that are longer on average are not worth a trial. */
 #define TRIAL_NS 100000
 /* A yield that gives the CPU away for so long ends the epoch. */
@@ -38,6 +46,8 @@
 /* Epochs of sleep after a trial that failed, at first and at most. */
 #define BACKOFF_MIN 8u
 #define BACKOFF_MAX 2048u
+/* ... and with an eager source, whose requests come in spells that differ. */
+#define EAGER_BACKOFF_MAX 64u
 /* Epochs of looking until sleep is measured again. */
 #define LOOK_EPOCHS 256u
 
@@ -141,7 +151,7 @@ static void follow(uint64_t *value, uint64_t measured)
 static void epoch_begin(struct qv_waiting *w, bool look)
 {
     w->look = look;
-    w->waits = w->misses = 0;
+    w->waits = w->misses = w->eager = 0;
     w->served = 0;
     w->begun_ns = clock_ns(CLOCK_MONOTONIC);
     w->begun_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
@@ -157,8 +167,11 @@ static void sleep_for(struct qv_waiting *w, unsigned epochs)
 
 static void looking_failed(struct qv_waiting *w)
 {
+    unsigned max = w->eager > w->waits / 2 ? EAGER_BACKOFF_MAX : BACKOFF_MAX;
+
+    w->backoff = MIN(w->backoff, max);
     sleep_for(w, w->backoff);
-    w->backoff = MIN(w->backoff * 2, BACKOFF_MAX);
+    w->backoff = MIN(w->backoff * 2, max);
 }
 
 static void sleep_epoch_end(struct qv_waiting *w, uint64_t wall, uint64_t cpu)
@@ -175,13 +188,15 @@ static void sleep_epoch_end(struct qv_waiting *w, uint64_t wall, uint64_t cpu)
 
 static void look_epoch_end(struct qv_waiting *w, uint64_t wall, uint64_t cpu)
 {
+    uint64_t dear = w->eager > w->waits / 2 ? EAGER_CPU : 1;
+
     if (w->look_epochs++ == 0) {
         w->looking = (struct qv_waiting_cost){0};
     }
     follow(&w->looking.ns, wall / w->served);
     follow(&w->looking.cpu_ns, cpu / w->served);
     if (w->look_epochs >= TRIAL_EPOCHS &&
-        (w->looking.cpu_ns > w->sleeping.cpu_ns || w->looking.ns > w->sleeping.ns)) {
+        (w->looking.cpu_ns > w->sleeping.cpu_ns * dear || w->looking.ns > w->sleeping.ns)) {
         looking_failed(w);
     } else if (w->look_epochs == LOOK_EPOCHS) {
         w->backoff = BACKOFF_MIN;
@@ -211,11 +226,22 @@ void qv_waiting_init(struct qv_waiting *w)
     *w = (struct qv_waiting){.backoff = BACKOFF_MIN, .until_trial = TRIAL_EPOCHS};
 }
 
+static bool is_eager(const struct qv_waiting *w)
+{
+    for (const struct qv_source *s = w->open; s != NULL; s = s->next) {
+        if (s->eager) {
+            return true;
+        }
+    }
+    return false;
+}
+
 bool qv_waiting_begin(struct qv_waiting *w)
 {
     if (w->open == NULL) {
         return false; /* a thread without sources has nothing to choose */
     }
+    w->eager += is_eager(w);
     if (w->begun_ns == 0) {
         epoch_begin(w, false); /* this thread's first */
     } else if (++w->waits >= EPOCH_WAITS) {
@@ -228,7 +254,8 @@ bool qv_waiting_look(struct qv_thread *thread, int64_t limit_ns)
 {
     struct qv_waiting *w = &thread->waiting;
     int64_t now = qv_now_ns();
-    int64_t end = now + (limit_ns < 0 ? LOOK_NS : MIN(limit_ns, LOOK_NS));
+    int64_t look_ns = is_eager(w) ? EAGER_LOOK_NS : LOOK_NS;
+    int64_t end = now + (limit_ns < 0 ? look_ns : MIN(limit_ns, look_ns));
 
     thread->ops->wait(thread, 0); /* hands over what has been collected */
     while (now < end) {

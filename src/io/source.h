@@ -23,6 +23,10 @@ struct qv_source {
     bool (*arm)(struct qv_source *source);
     /** run - takes work that is ready; may open or close this source and no other. */
     void (*run)(struct qv_source *source);
+    /** eager - somebody stands still until each piece of work is done (a guest's CPU in an access
+     * to a register): looking may go on for longer, and cost more CPU than sleeping, as long as it
+     * is quicker. */
+    bool eager;
     bool open;                       /* private */
     struct qv_source *next, **where; /* private */
 };

@@ -66,6 +66,7 @@ struct qv_waiting {
     struct qv_source *open;
     bool look;              /* this epoch looks before it sleeps */
     unsigned waits, misses; /* of this epoch; misses: looked in vain */
+    unsigned eager;         /* of its waits: with an eager source open */
     uint64_t served;        /* requests answered in this epoch */
     uint64_t begun_ns;      /* 0: there has been no wait yet */
     uint64_t begun_cpu_ns;  /* of the thread's CPU clock */

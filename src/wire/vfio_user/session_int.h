@@ -3,6 +3,7 @@
 #ifndef QV_WIRE_VFIO_USER_SESSION_INT_H
 #define QV_WIRE_VFIO_USER_SESSION_INT_H
 
+#include "io/source.h"
 #include "wire/socket/listener.h"
 #include "wire/vfio_user/message.h"
 #include "wire/vfio_user/vfio_user.h"
@@ -29,6 +30,7 @@ struct vfu_session {
     struct qv_pci_function *fn;
     int fd;
     struct qv_watch watch;
+    struct qv_source source; /* open: the thread may look for the next message (session.c) */
     struct vfu_message msg;
     bool negotiated;
     bool closing;
