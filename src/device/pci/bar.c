@@ -75,6 +75,7 @@ bool qv_pci_bar_read(struct qv_pci_function *fn, unsigned bar, uint64_t offset, 
     if (!inside(fn, bar, offset, len)) {
         return false;
     }
+    fn->accesses++;
     while (len > 0) {
         unsigned size = piece_size(offset, len);
         uint64_t value = 0;
@@ -105,6 +106,7 @@ bool qv_pci_bar_write(struct qv_pci_function *fn, unsigned bar, uint64_t offset,
     if (!inside(fn, bar, offset, len)) {
         return false;
     }
+    fn->accesses++;
     while (len > 0) {
         unsigned size = piece_size(offset, len);
         uint64_t value = 0;

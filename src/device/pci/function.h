@@ -183,8 +183,14 @@ bool qv_pci_set_irqs(struct qv_pci_function *fn, enum qv_pci_irq_mode mode, unsi
                      unsigned count, struct qv_irq *const *irqs, GError **error);
 
 /** qv_pci_intx_mask - the client masks (after each interrupt it does so by itself: "automasked") or
- * unmasks the pin; unmasking raises again while the level is on. */
+ * unmasks the pin; unmasking raises again while the level is on. Its thread. */
 void qv_pci_intx_mask(struct qv_pci_function *fn, bool masked);
+
+/** qv_pci_intx_unmask_early - the client unmasks, perhaps before the guest's driver has dealt with
+ * the interrupt: QEMU without KVM takes the guest's first access to the function for the end of
+ * the interrupt. A level that has been on since it was told of is told of again only when the guest
+ * has left the BARs alone for a moment. I/O thread, which is the function's. */
+void qv_pci_intx_unmask_early(struct qv_pci_function *fn);
 
 /** qv_pci_change_memory - hands a new map (referenced by the function) to the model; @done on the
  * function's thread when the old one is out of use. One at a time. */

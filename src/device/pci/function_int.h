@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "device/pci/function.h"
+#include "io/thread.h"
 
 /* Registers of configuration space (PCI Local Bus 3.0, 6.1). */
 enum {
@@ -79,6 +80,13 @@ struct qv_pci_function {
     GMutex intx_lock;        /* guards the rest; held for an eventfd write at most */
     struct qv_irq *intx_irq;
     bool intx_level, intx_masked, intx_off; /* @intx_off: bit of the command register */
+    bool intx_told;  /* the client has been told of the level, which has been on since */
+    bool intx_later; /* ... and is told again when @intx_timer says so */
+
+    /* The thread's own. */
+    struct qv_timer intx_timer;
+    uint64_t accesses, intx_accesses; /* to BARs: in all; when the timer was armed */
+    unsigned intx_patience;           /* how often it may be armed anew */
 
     struct qv_log_limit log_limit;
 };

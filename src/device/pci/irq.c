@@ -7,6 +7,13 @@
 #include "base/error.h"
 #include "base/maths.h"
 
+/* A guest that has not touched the function for so long is not inside of its interrupt handler; and
+ * how often that is looked at before it is not believed any more. */
+#define QUIET_NS INT64_C(100000)
+#define PATIENCE 20u
+
+static void intx_timer_fired(struct qv_timer *timer);
+
 void pci_irq_init(struct qv_pci_function *fn)
 {
     fn->msix = g_new0(struct pci_vector, fn->id->msix_vectors);
@@ -14,10 +21,14 @@ void pci_irq_init(struct qv_pci_function *fn)
     atomic_init(&fn->mode, QV_PCI_IRQ_INTX);
     atomic_init(&fn->msi_enabled, 1);
     g_mutex_init(&fn->intx_lock);
+    fn->intx_timer.fn = intx_timer_fired;
 }
 
 void pci_irq_destroy(struct qv_pci_function *fn)
 {
+    if (fn->intx_timer.armed) {
+        qv_timer_cancel(&fn->intx_timer);
+    }
     g_free(fn->msix);
     g_free(fn->msi);
     g_mutex_clear(&fn->intx_lock);
@@ -76,9 +87,10 @@ void qv_pci_notify(struct qv_pci_function *fn, unsigned vector)
 /* Raises when there is something to tell. Called with the lock held. */
 static void intx_update(struct qv_pci_function *fn)
 {
-    if (fn->intx_level && !fn->intx_masked && !fn->intx_off && fn->intx_irq != NULL &&
-        qv_pci_irq_mode(fn) == QV_PCI_IRQ_INTX) {
+    if (fn->intx_level && !fn->intx_masked && !fn->intx_off && !fn->intx_later &&
+        fn->intx_irq != NULL && qv_pci_irq_mode(fn) == QV_PCI_IRQ_INTX) {
         fn->intx_masked = true; /* until the client unmasks: it does so when the guest is done */
+        fn->intx_told = true;
         qv_irq_raise(fn->intx_irq);
     }
 }
@@ -87,6 +99,9 @@ void qv_pci_intx_set(struct qv_pci_function *fn, bool asserted)
 {
     g_mutex_lock(&fn->intx_lock);
     fn->intx_level = asserted;
+    if (!asserted) {
+        fn->intx_told = fn->intx_later = false;
+    }
     intx_update(fn);
     g_mutex_unlock(&fn->intx_lock);
 }
@@ -95,8 +110,48 @@ void qv_pci_intx_mask(struct qv_pci_function *fn, bool masked)
 {
     g_mutex_lock(&fn->intx_lock);
     fn->intx_masked = masked;
+    fn->intx_later = false;
     intx_update(fn);
     g_mutex_unlock(&fn->intx_lock);
+}
+
+static void intx_wait(struct qv_pci_function *fn)
+{
+    fn->intx_accesses = fn->accesses;
+    qv_timer_arm(&fn->intx_timer, QUIET_NS);
+}
+
+static void intx_timer_fired(struct qv_timer *timer)
+{
+    struct qv_pci_function *fn = qv_container_of(timer, struct qv_pci_function, intx_timer);
+    bool busy = fn->accesses != fn->intx_accesses && fn->intx_patience > 0;
+
+    g_mutex_lock(&fn->intx_lock);
+    busy = busy && fn->intx_later;
+    if (!busy) {
+        fn->intx_later = false;
+        intx_update(fn);
+    }
+    g_mutex_unlock(&fn->intx_lock);
+    if (busy) {
+        fn->intx_patience--;
+        intx_wait(fn);
+    }
+}
+
+void qv_pci_intx_unmask_early(struct qv_pci_function *fn)
+{
+    bool later;
+
+    g_mutex_lock(&fn->intx_lock);
+    fn->intx_masked = false;
+    fn->intx_later = later = fn->intx_level && fn->intx_told;
+    intx_update(fn);
+    g_mutex_unlock(&fn->intx_lock);
+    if (later) {
+        fn->intx_patience = PATIENCE;
+        intx_wait(fn);
+    }
 }
 
 void pci_intx_disable(struct qv_pci_function *fn, bool off)
@@ -131,7 +186,7 @@ static bool set_intx(struct qv_pci_function *fn, struct qv_irq *irq)
 {
     g_mutex_lock(&fn->intx_lock);
     fn->intx_irq = irq;
-    fn->intx_masked = false;
+    fn->intx_masked = fn->intx_later = false;
     intx_update(fn);
     g_mutex_unlock(&fn->intx_lock);
     return true;

@@ -184,10 +184,12 @@ static int act(struct vfu_session *ses, const struct vfu_irq_set *set, GError **
         if (!chosen(ses, set, i)) {
             continue;
         }
-        if (action == VFU_SET_TRIGGER && event != NULL) {
+        if (action == VFU_SET_MASK) {
+            qv_pci_intx_mask(ses->fn, true);
+        } else if (action == VFU_SET_UNMASK) {
+            qv_pci_intx_unmask_early(ses->fn);
+        } else if (event != NULL) {
             qv_irq_raise(&event->irq.irq);
-        } else if (action != VFU_SET_TRIGGER) {
-            qv_pci_intx_mask(ses->fn, action == VFU_SET_MASK);
         }
     }
     return 0;

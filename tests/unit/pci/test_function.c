@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +9,7 @@
 
 #include "base/error.h"
 #include "guest/fake_vm.h"
+#include "io/thread.h"
 #include "pci_model.h"
 
 static uint32_t config_read(struct qv_pci_function *fn, unsigned offset, unsigned size)
@@ -244,6 +246,75 @@ static void test_pin_raises_once_until_unmasked(void **state)
     qv_pci_function_free(m->fn);
 }
 
+/* On an I/O thread, whose timers do not fire while a function of it runs. */
+struct early {
+    struct qv_work work;
+    struct qv_thread *thread;
+    struct pci_model *m;
+    struct qv_fake_irq irq;
+    struct qv_irq *list[1];
+    unsigned after_unmask, after_clear, after_new_level, accesses_left;
+    struct qv_timer timer;
+    sem_t done;
+};
+
+/* The guest goes on to touch registers until the pin is told of again, or it has done so often
+ * enough. */
+static void early_touch(struct qv_timer *timer)
+{
+    struct early *e = qv_container_of(timer, struct early, timer);
+
+    if (e->irq.count > e->after_new_level || e->accesses_left == 0) {
+        qv_pci_function_free(e->m->fn);
+        sem_post(&e->done);
+        return;
+    }
+    e->accesses_left--;
+    bar_read(e->m->fn, 0, 4);
+    qv_timer_arm(timer, 50000);
+}
+
+static void early_work(struct qv_work *work)
+{
+    struct early *e = qv_container_of(work, struct early, work);
+    struct qv_pci_function *fn;
+
+    e->m = pci_model_new();
+    fn = e->m->fn;
+    assert_true(qv_pci_set_irqs(fn, QV_PCI_IRQ_INTX, 0, 1, e->list, NULL));
+    qv_pci_intx_set(fn, true);
+    qv_pci_intx_unmask_early(fn); /* the handler's first access */
+    e->after_unmask = e->irq.count;
+    qv_pci_intx_set(fn, false); /* it has dealt with the interrupt */
+    e->after_clear = e->irq.count;
+    qv_pci_intx_set(fn, true); /* another one */
+    e->after_new_level = e->irq.count;
+    qv_pci_intx_unmask_early(fn); /* and nobody deals with this one */
+    e->timer.fn = early_touch;
+    qv_timer_arm(&e->timer, 0);
+}
+
+static void test_pin_unmasked_early_is_told_of_again_later(void **state)
+{
+    struct early e = {.work.fn = early_work, .accesses_left = 100000};
+
+    qv_fake_irq_init(&e.irq);
+    e.list[0] = &e.irq.irq;
+    sem_init(&e.done, 0, 0);
+    e.thread = qv_thread_new("pci", NULL);
+    assert_non_null(e.thread);
+    qv_thread_post(e.thread, &e.work);
+    while (sem_wait(&e.done) != 0) {
+    }
+    qv_thread_free(e.thread);
+    assert_int_equal(e.after_unmask, 1); /* the same level: not at once */
+    assert_int_equal(e.after_clear, 1);
+    assert_int_equal(e.after_new_level, 2);
+    /* Told of again although the guest never stopped to touch registers. */
+    assert_int_equal(e.irq.count, 3);
+    sem_destroy(&e.done);
+}
+
 static void test_pin_is_silent_while_messages_are_on(void **state)
 {
     struct pci_model *m = pci_model_new();
@@ -376,6 +447,7 @@ int main(void)
         cmocka_unit_test(test_messages_reach_their_receiver),
         cmocka_unit_test(test_msi_vectors_wrap_at_those_enabled),
         cmocka_unit_test(test_pin_raises_once_until_unmasked),
+        cmocka_unit_test(test_pin_unmasked_early_is_told_of_again_later),
         cmocka_unit_test(test_pin_is_silent_while_messages_are_on),
         cmocka_unit_test(test_memory_change_ends_when_the_old_map_is_unused),
         cmocka_unit_test(test_reset_is_as_after_power_on),
