@@ -96,13 +96,14 @@ def accelerator():
     return "kvm" if re.search(r"\b(vmx|svm)\b", flags) and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
 
 
-def boot(script, qemu_args=(), *, flavour="cloud", initrd=None, wait=(), memory="512M", cpus=1, timeout=120, qemu=None):
+def boot(script, qemu_args=(), *, flavour="cloud", initrd=None, wait=(), memory="512M", cpus=1, timeout=120, qemu=None,
+         machine="q35", started=None):
     """Boots the guest in a plain QEMU, without QuantaVirt's VM engine; for disks given by `qemu_args`.
 
     Memory is a shared memfd, as vhost-user disks need. A guest that hangs is killed after `timeout`
-    seconds and comes back without a status, so `.check()` it.
+    seconds and comes back without a status, so `.check()` it. started: called with QEMU's Popen.
     """
-    argv = [qemu or paths.engine_program("qemu-system-x86_64"), "-machine", "q35,memory-backend=mem",
+    argv = [qemu or paths.engine_program("qemu-system-x86_64"), "-machine", f"{machine},memory-backend=mem",
             "-accel", accelerator(), "-m", memory, "-smp", cpus,
             "-object", f"memory-backend-memfd,id=mem,size={memory},share=on",
             "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
@@ -111,6 +112,8 @@ def boot(script, qemu_args=(), *, flavour="cloud", initrd=None, wait=(), memory=
     with subprocess.Popen([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT) as qemu_process:
         try:
+            if started:
+                started(qemu_process)
             out, _ = qemu_process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             qemu_process.kill()
