@@ -67,21 +67,6 @@ static void save(const struct mem_file *file, const char *name)
 
 /* ---- changes by hand ---- */
 
-static uint64_t get64(const struct mem_file *file, uint64_t at)
-{
-    qv_be64 v;
-
-    memcpy(&v, file->data + at, sizeof(v));
-    return qv_be64_get(v);
-}
-
-static void put64(struct mem_file *file, uint64_t at, uint64_t value)
-{
-    qv_be64 v = qv_be64_make(value);
-
-    memcpy(file->data + at, &v, sizeof(v));
-}
-
 static struct qcow2_header header_of(const struct mem_file *file)
 {
     struct qcow2_header h;
@@ -98,7 +83,7 @@ static uint64_t add_cluster(struct mem_file *file)
     struct qcow2_header h = header_of(file);
     uint64_t cs = qcow2_cluster_size(&h), at = qv_align_up(file->size, cs);
     uint64_t cluster = at / cs, per_block = UINT64_C(1) << qcow2_rb_bits(&h);
-    uint64_t block = get64(file, h.refcount_table_offset + cluster / per_block * 8);
+    uint64_t block = mem_file_be64(file, h.refcount_table_offset + cluster / per_block * 8);
 
     mem_file_resize(file, at + cs);
     if (block != 0) {
@@ -169,8 +154,8 @@ static void add_bitmap(struct mem_file *file)
 
     memcpy(file->data + dir, &d, sizeof(d));
     memcpy(file->data + dir + sizeof(d), "map", 3);
-    put64(file, table, bits);
-    put64(file, table + 8, QCOW2_BITMAP_ENTRY_ALL_ONES);
+    mem_file_put_be64(file, table, bits);
+    mem_file_put_be64(file, table + 8, QCOW2_BITMAP_ENTRY_ALL_ONES);
     h.autoclear_features |= QCOW2_AUTOCLEAR_BITMAPS;
     h.has_bitmaps = true;
     h.nb_bitmaps = 1;
@@ -184,11 +169,11 @@ static void compress_cluster(struct mem_file *file)
 {
     struct qcow2_header h = header_of(file);
     uint64_t cs = qcow2_cluster_size(&h),
-             l2 = get64(file, h.l1_table_offset) & QCOW2_L1_OFFSET_MASK;
+             l2 = mem_file_be64(file, h.l1_table_offset) & QCOW2_L1_OFFSET_MASK;
     z_stream z = {0};
 
     for (uint64_t i = 0; i < UINT64_C(1) << qcow2_l2_bits(&h); i++) {
-        uint64_t host = get64(file, l2 + i * 8) & QCOW2_L2_OFFSET_MASK;
+        uint64_t host = mem_file_be64(file, l2 + i * 8) & QCOW2_L2_OFFSET_MASK;
         g_autofree uint8_t *plain = NULL;
 
         if (host == 0) {
@@ -202,7 +187,7 @@ static void compress_cluster(struct mem_file *file)
         z.avail_out = (uInt)cs;
         deflate(&z, Z_FINISH);
         deflateEnd(&z);
-        put64(file, l2 + i * 8, QCOW2_OFLAG_COMPRESSED | host);
+        mem_file_put_be64(file, l2 + i * 8, QCOW2_OFLAG_COMPRESSED | host);
         break;
     }
     qcow2_header_clear(&h);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/error.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "cli/pqc.h"
 
 static const struct cli_option options[] = {
@@ -9,11 +10,7 @@ static const struct cli_option options[] = {
      .meta = CLI_KEM_WORDS,
      .summary = "what kind of key",
      .required = true},
-    {.name = "name",
-     .type = CLI_TEXT,
-     .meta = "NAME",
-     .summary = "what to call it",
-     .required = true},
+    CLI_NAME_OPTION,
     {.name = "store",
      .type = CLI_CHOICE,
      .meta = "software|quac100|pkcs11",

@@ -2,16 +2,13 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "cli/pqc.h"
 
 #define FILE_MAX ((size_t)64 << 10)
 
 static const struct cli_option options[] = {
-    {.name = "name",
-     .type = CLI_TEXT,
-     .meta = "NAME",
-     .summary = "what to call it",
-     .required = true},
+    CLI_NAME_OPTION,
     {.name = "key",
      .type = CLI_TEXT,
      .meta = "KEY",

@@ -22,13 +22,32 @@ bool cli_find_image(struct cli *cli, const char *ref, const char *format, bool p
     return qv_catalog_find(catalog, ref, format, out, error);
 }
 
-void cli_key_options(const struct cli_args *args, struct qv_create_opts *opts,
-                     struct qv_create_report *report)
+void cli_create_options(const struct cli_args *args, struct qv_create_opts *opts,
+                        struct qv_create_report *report)
 {
+    opts->pool = cli_text(args, "pool");
+    opts->prealloc = cli_text(args, "prealloc");
+    opts->cluster_size = cli_number(args, "cluster-size", 0);
+    opts->compression = cli_text(args, "compression");
+    opts->extended_l2 = cli_flag(args, "extended-l2");
     opts->key = cli_text(args, "key");
     opts->kem = cli_text(args, "kem");
     opts->aead = cli_text(args, "aead");
     opts->report = report;
+}
+
+char *cli_writing_vm(struct qv_catalog *catalog, const struct qv_image_record *record)
+{
+    struct qv_lock_owner owner = {0};
+    bool known = false;
+    char *vm = NULL;
+
+    if (qv_catalog_owner(catalog, record, &owner, &known) && known &&
+        g_strcmp0(owner.kind, "vm") == 0 && g_strcmp0(owner.mode, "write") == 0) {
+        vm = g_steal_pointer(&owner.name);
+    }
+    qv_lock_owner_clear(&owner);
+    return vm;
 }
 
 void cli_say_key(struct cli *cli, const struct qv_create_report *report)

@@ -36,19 +36,14 @@ static void print_result(struct cli *cli, const char *name, const struct qv_comp
 static bool compact(struct qv_catalog *catalog, const struct qv_image_record *record,
                     const struct qv_job_watch *watch, struct qv_compact_result *out, GError **error)
 {
-    struct qv_lock_owner owner = {0};
-    bool known = false, ok;
+    g_autofree char *vm = cli_writing_vm(catalog, record);
 
-    if (qv_catalog_owner(catalog, record, &owner, &known) && known &&
-        g_strcmp0(owner.kind, "vm") == 0 && g_strcmp0(owner.mode, "write") == 0) {
-        ok = qv_compact_space(record->path, &out->before, error) &&
-             qv_vm_image_compact(catalog, owner.name, record, watch, error) &&
-             qv_compact_space(record->path, &out->after, error);
-    } else {
-        ok = qv_job_compact(catalog, record, watch, out, error);
+    if (vm == NULL) {
+        return qv_job_compact(catalog, record, watch, out, error);
     }
-    qv_lock_owner_clear(&owner);
-    return ok;
+    return qv_compact_space(record->path, &out->before, error) &&
+           qv_vm_image_compact(catalog, vm, record, watch, error) &&
+           qv_compact_space(record->path, &out->after, error);
 }
 
 static int run(struct cli *cli, const struct cli_args *args)

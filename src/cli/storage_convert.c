@@ -59,12 +59,7 @@ static int run(struct cli *cli, const struct cli_args *args)
     QV_CLEANUP(qv_create_report_clear) struct qv_create_report report = {0};
     QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
     struct qv_create_opts opts = {
-        .pool = cli_text(args, "pool"),
         .format = cli_text(args, "target-format"),
-        .prealloc = cli_text(args, "prealloc"),
-        .cluster_size = cli_number(args, "cluster-size", 0),
-        .compression = cli_text(args, "compression"),
-        .extended_l2 = cli_flag(args, "extended-l2"),
         .compress = cli_flag(args, "compress"),
     };
     g_autofree char *pool = NULL;
@@ -75,7 +70,7 @@ static int run(struct cli *cli, const struct cli_args *args)
     struct qv_job_watch watch;
     bool ok;
 
-    cli_key_options(args, &opts, &report);
+    cli_create_options(args, &opts, &report);
     if (!split_output(cli_text(args, "output"), &pool, &opts, &error) ||
         !cli_find_image(cli, cli_arg(args, 0), cli_text(args, "format"), true, &record, &error)) {
         return cli_fail(cli, error);

@@ -8,11 +8,7 @@
 #define NO_SIZE UINT64_MAX
 
 static const struct cli_option options[] = {
-    {.name = "name",
-     .type = CLI_TEXT,
-     .meta = "NAME",
-     .summary = "what to call it",
-     .required = true},
+    CLI_NAME_OPTION,
     {.name = "format",
      .type = CLI_CHOICE,
      .meta = "raw|qcow2|encrypted",
@@ -40,13 +36,8 @@ static int run(struct cli *cli, const struct cli_args *args)
     QV_CLEANUP(qv_create_report_clear) struct qv_create_report report = {0};
     struct qv_create_opts opts = {
         .name = cli_text(args, "name"),
-        .pool = cli_text(args, "pool"),
         .format = cli_text(args, "format"),
         .size = cli_number(args, "size", NO_SIZE),
-        .prealloc = cli_text(args, "prealloc"),
-        .cluster_size = cli_number(args, "cluster-size", 0),
-        .compression = cli_text(args, "compression"),
-        .extended_l2 = cli_flag(args, "extended-l2"),
         .backing = cli_text(args, "backing"),
     };
     g_autofree char *line = NULL;
@@ -55,7 +46,7 @@ static int run(struct cli *cli, const struct cli_args *args)
     int code;
     struct qv_catalog *catalog = cli_catalog(cli, &error);
 
-    cli_key_options(args, &opts, &report);
+    cli_create_options(args, &opts, &report);
     if (opts.size == NO_SIZE) {
         if (opts.backing == NULL) {
             qv_fail(&error, QV_ERROR_USAGE, "--size is missing");

@@ -4,11 +4,7 @@
 #include "job/convert.h"
 
 static const struct cli_option options[] = {
-    {.name = "name",
-     .type = CLI_TEXT,
-     .meta = "NAME",
-     .summary = "what to call it",
-     .required = true},
+    CLI_NAME_OPTION,
     {.name = "source-format",
      .type = CLI_CHOICE,
      .meta = "raw|qcow2",
@@ -32,12 +28,7 @@ static int run(struct cli *cli, const struct cli_args *args)
     QV_CLEANUP(qv_create_report_clear) struct qv_create_report report = {0};
     struct qv_create_opts opts = {
         .name = cli_text(args, "name"),
-        .pool = cli_text(args, "pool"),
         .format = cli_text(args, "format"),
-        .prealloc = cli_text(args, "prealloc"),
-        .cluster_size = cli_number(args, "cluster-size", 0),
-        .compression = cli_text(args, "compression"),
-        .extended_l2 = cli_flag(args, "extended-l2"),
     };
     g_autofree char *line = NULL;
     g_autoptr(GError) error = NULL;
@@ -47,7 +38,7 @@ static int run(struct cli *cli, const struct cli_args *args)
     struct qv_job_watch watch;
     bool ok;
 
-    cli_key_options(args, &opts, &report);
+    cli_create_options(args, &opts, &report);
     if (catalog == NULL) {
         return cli_fail(cli, error);
     }

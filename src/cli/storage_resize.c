@@ -14,18 +14,10 @@ static const struct cli_option options[] = {
 static bool resize(struct qv_catalog *catalog, const struct qv_image_record *record, uint64_t size,
                    GError **error)
 {
-    struct qv_lock_owner owner = {0};
-    bool known = false;
-    bool ok;
+    g_autofree char *vm = cli_writing_vm(catalog, record);
 
-    if (qv_catalog_owner(catalog, record, &owner, &known) && known &&
-        g_strcmp0(owner.kind, "vm") == 0 && g_strcmp0(owner.mode, "write") == 0) {
-        ok = qv_vm_image_resize(catalog, owner.name, record, size, error);
-    } else {
-        ok = qv_job_resize(catalog, record, size, error);
-    }
-    qv_lock_owner_clear(&owner);
-    return ok;
+    return vm != NULL ? qv_vm_image_resize(catalog, vm, record, size, error)
+                      : qv_job_resize(catalog, record, size, error);
 }
 
 static int run(struct cli *cli, const struct cli_args *args)

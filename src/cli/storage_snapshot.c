@@ -62,19 +62,13 @@ static bool delete (struct qv_catalog *catalog, const struct qv_image_record *re
                     const char *name, uint64_t rate, const struct qv_job_watch *watch,
                     GError **error)
 {
-    struct qv_lock_owner owner = {0};
-    bool known = false, ok;
+    g_autofree char *vm = cli_writing_vm(catalog, record);
 
-    if (qv_catalog_owner(catalog, record, &owner, &known) && known &&
-        g_strcmp0(owner.kind, "vm") == 0 && g_strcmp0(owner.mode, "write") == 0) {
-        ok = qv_vm_image_snapshot_delete(catalog, owner.name, record, name,
-                                         rate != 0 ? rate : QV_VM_SNAPSHOT_DELETE_RATE, watch,
-                                         error);
-    } else {
-        ok = qv_job_snapshot_delete(catalog, record, name, rate, watch, error);
+    if (vm == NULL) {
+        return qv_job_snapshot_delete(catalog, record, name, rate, watch, error);
     }
-    qv_lock_owner_clear(&owner);
-    return ok;
+    return qv_vm_image_snapshot_delete(catalog, vm, record, name,
+                                       rate != 0 ? rate : QV_VM_SNAPSHOT_DELETE_RATE, watch, error);
 }
 
 static int run_delete(struct cli *cli, const struct cli_args *args)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/error.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "cli/vm.h"
 #include "vm/vm.h"
 
@@ -15,10 +16,7 @@ static const struct cli_option options[] = {
      .meta = "virtio-blk|nvme|ahci|ide",
      .summary = "what the guest sees it as; IDE only while the VM does not run",
      .required = true},
-    {.name = "format",
-     .type = CLI_CHOICE,
-     .meta = "raw|qcow2|encrypted",
-     .summary = "format of an IMAGE that is given as a path"},
+    CLI_PATH_FORMAT_OPTION,
     {.name = "serial",
      .type = CLI_TEXT,
      .meta = "TEXT",
@@ -29,14 +27,8 @@ static const struct cli_option options[] = {
      .summary = "virtio-blk, NVMe: queues (default: one a vCPU, at most 8)",
      .min = 1,
      .max = 64},
-    {.name = "cache",
-     .type = CLI_CHOICE,
-     .meta = "none|writeback|writethrough",
-     .summary = "none passes the page cache by; the default where the file allows it"},
-    {.name = "io",
-     .type = CLI_CHOICE,
-     .meta = "native|io_uring|threads",
-     .summary = "how requests reach the kernel (default io_uring)"},
+    CLI_CACHE_OPTION,
+    CLI_IO_OPTION,
     {.name = "read-only", .type = CLI_FLAG, .summary = "the guest may not write"},
     {0},
 };

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/endian.h"
 #include "base/maths.h"
 
 #define MAX_DEFAULT QV_GIB
@@ -54,6 +55,21 @@ void mem_file_clear(struct mem_file *file)
     g_free(file->data);
     file->data = NULL;
     file->size = file->cap = 0;
+}
+
+uint64_t mem_file_be64(const struct mem_file *file, uint64_t offset)
+{
+    qv_be64 v;
+
+    memcpy(&v, file->data + offset, sizeof(v));
+    return qv_be64_get(v);
+}
+
+void mem_file_put_be64(struct mem_file *file, uint64_t offset, uint64_t value)
+{
+    qv_be64 v = qv_be64_make(value);
+
+    memcpy(file->data + offset, &v, sizeof(v));
 }
 
 static int grow_to(struct mem_node *m, uint64_t end)

@@ -34,4 +34,8 @@ int mem_file_resize(struct mem_file *file, uint64_t size);
 void mem_file_set(struct mem_file *file, const void *data, uint64_t len);
 void mem_file_clear(struct mem_file *file);
 
+/** mem_file_be64 / _put_be64 - the big-endian integer at @offset, which must be inside. */
+uint64_t mem_file_be64(const struct mem_file *file, uint64_t offset);
+void mem_file_put_be64(struct mem_file *file, uint64_t offset, uint64_t value);
+
 #endif

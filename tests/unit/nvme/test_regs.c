@@ -141,10 +141,9 @@ static void test_enable_twice_is_enable_once(void **state)
     drv_free(d);
 }
 
-/* On again before the controller has come to rest: it does so, then starts. */
-static void test_quick_disable_and_enable(void **state)
+/* A read is in flight, on queue 1, until drv_release(). */
+static void hold_a_read(struct drv *d)
 {
-    struct drv *d = drv_new(&(struct drv_opts){0});
     struct cmd cmd;
 
     drv_queues(d, 1);
@@ -153,6 +152,14 @@ static void test_quick_disable_and_enable(void **state)
     drv_put(d, 1, &cmd);
     drv_ring(d, 1);
     drv_held(d, 0, 1);
+}
+
+/* On again before the controller has come to rest: it does so, then starts. */
+static void test_quick_disable_and_enable(void **state)
+{
+    struct drv *d = drv_new(&(struct drv_opts){0});
+
+    hold_a_read(d);
     drv_write(d, REG_CC, CC_ON & ~1u, 4);
     assert_int_equal(drv_csts(d), 1); /* a request is in flight */
     memset(drv_ptr(d, d->q[0].cq), 0, 4096);
@@ -411,14 +418,8 @@ static void test_no_dma_without_bus_mastering(void **state)
 static void test_completion_waits_for_bus_mastering(void **state)
 {
     struct drv *d = drv_new(&(struct drv_opts){0});
-    struct cmd cmd;
 
-    drv_queues(d, 1);
-    atomic_store(&d->ctl[0].hold, true);
-    cmd = drv_rw(d, 2, 1, 0, 8, drv_alloc(d, 4096));
-    drv_put(d, 1, &cmd);
-    drv_ring(d, 1);
-    drv_held(d, 0, 1);
+    hold_a_read(d);
     drv_bus_master(d, false);
     atomic_store(&d->ctl[0].hold, false);
     drv_release(d, 0);

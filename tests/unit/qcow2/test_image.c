@@ -54,34 +54,20 @@ static void co_make(struct mem_file *mem)
     assert_int_equal(qv_node_co_close_tree(node), 0);
 }
 
-static uint64_t get(const struct mem_file *mem, uint64_t offset)
-{
-    qv_be64 v;
-
-    memcpy(&v, mem->data + offset, sizeof(v));
-    return qv_be64_get(v);
-}
-
-static void put(struct mem_file *mem, uint64_t offset, uint64_t value)
-{
-    qv_be64 v = qv_be64_make(value);
-
-    memcpy(mem->data + offset, &v, sizeof(v));
-}
-
 static uint64_t l1_at(const struct mem_file *mem)
 {
-    return get(mem, offsetof(struct qcow2_header_disk, l1_table_offset));
+    return mem_file_be64(mem, offsetof(struct qcow2_header_disk, l1_table_offset));
 }
 
 static uint64_t l2_at(const struct mem_file *mem)
 {
-    return get(mem, l1_at(mem)) & QCOW2_L1_OFFSET_MASK;
+    return mem_file_be64(mem, l1_at(mem)) & QCOW2_L1_OFFSET_MASK;
 }
 
 static uint64_t block_at(const struct mem_file *mem)
 {
-    return get(mem, get(mem, offsetof(struct qcow2_header_disk, refcount_table_offset)));
+    return mem_file_be64(
+        mem, mem_file_be64(mem, offsetof(struct qcow2_header_disk, refcount_table_offset)));
 }
 
 static void set_refcount(struct mem_file *mem, uint64_t cluster, uint64_t value)
@@ -91,7 +77,7 @@ static void set_refcount(struct mem_file *mem, uint64_t cluster, uint64_t value)
 
 static bool marked_corrupt(const struct mem_file *mem)
 {
-    return (get(mem, offsetof(struct qcow2_header_disk, incompatible_features)) &
+    return (mem_file_be64(mem, offsetof(struct qcow2_header_disk, incompatible_features)) &
             QCOW2_INCOMPAT_CORRUPT) != 0;
 }
 
@@ -110,9 +96,9 @@ static void co_write_over_metadata(void *arg)
         co_make(&mem);
         uint64_t at = what == 0 ? l2_at(&mem) : what == 1 ? l1_at(&mem) : 0;
 
-        put(&mem, l2_at(&mem) + 3 * 8, at | QCOW2_OFLAG_COPIED | (what == 2 ? 1 : 0));
+        mem_file_put_be64(&mem, l2_at(&mem) + 3 * 8, at | QCOW2_OFLAG_COPIED | (what == 2 ? 1 : 0));
         if (what == 2) {
-            put(&mem, l2_at(&mem) + 3 * 8, block_at(&mem) | QCOW2_OFLAG_COPIED);
+            mem_file_put_be64(&mem, l2_at(&mem) + 3 * 8, block_at(&mem) | QCOW2_OFLAG_COPIED);
             at = block_at(&mem);
         }
         memcpy(before, mem.data + at, CLUSTER);
@@ -159,7 +145,7 @@ static void co_bad_entries(void *arg)
             struct qv_node *node;
 
             co_make(&mem);
-            put(&mem, l2_at(&mem) + 3 * 8, bad[i]);
+            mem_file_put_be64(&mem, l2_at(&mem) + 3 * 8, bad[i]);
             node = co_open(mem_node_new(&mem, readonly), readonly, NULL);
             assert_non_null(node);
             assert_int_equal(qv_co_pread(node, 3 * CLUSTER, buf, 512), -EUCLEAN);
@@ -189,7 +175,7 @@ static void co_bad_l1(void *arg)
         struct qv_node *node;
 
         co_make(&mem);
-        put(&mem, l1_at(&mem) + 8, bad[i]);
+        mem_file_put_be64(&mem, l1_at(&mem) + 8, bad[i]);
         node = co_open(mem_node_new(&mem, false), false, NULL);
         assert_non_null(node);
         assert_int_equal(qv_co_pread(node, SIZE / 4, buf, 512), -EUCLEAN);
@@ -245,7 +231,7 @@ static void co_freed_twice(void *arg)
 
     (void)arg;
     co_make(&mem);
-    set_refcount(&mem, (get(&mem, l2_at(&mem)) & QCOW2_L2_OFFSET_MASK) / CLUSTER, 0);
+    set_refcount(&mem, (mem_file_be64(&mem, l2_at(&mem)) & QCOW2_L2_OFFSET_MASK) / CLUSTER, 0);
     node = co_open(mem_node_new(&mem, false), false, NULL);
     assert_non_null(node);
     assert_int_equal(qv_co_discard(node, 0, CLUSTER), 0);

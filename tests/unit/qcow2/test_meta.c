@@ -93,21 +93,6 @@ static void expect(struct mem_file *file, uint64_t corruptions, uint64_t leaks)
     qcow2_check_clear(&found);
 }
 
-static uint64_t get64(const struct mem_file *file, uint64_t at)
-{
-    qv_be64 v;
-
-    memcpy(&v, file->data + at, sizeof(v));
-    return qv_be64_get(v);
-}
-
-static void put64(struct mem_file *file, uint64_t at, uint64_t value)
-{
-    qv_be64 v = qv_be64_make(value);
-
-    memcpy(file->data + at, &v, sizeof(v));
-}
-
 static struct qcow2_header header(const struct mem_file *file)
 {
     struct qcow2_header h;
@@ -241,10 +226,10 @@ static struct image full_image(unsigned refcount_bits)
     create(&i.file, &opts);
     h = header(&i.file);
     i.rt = h.refcount_table_offset;
-    i.rb = get64(&i.file, i.rt);
+    i.rb = mem_file_be64(&i.file, i.rt);
     i.l1 = h.l1_table_offset;
-    i.l2 = get64(&i.file, i.l1) & QCOW2_L1_OFFSET_MASK;
-    i.data = get64(&i.file, i.l2) & QCOW2_L2_OFFSET_MASK;
+    i.l2 = mem_file_be64(&i.file, i.l1) & QCOW2_L1_OFFSET_MASK;
+    i.data = mem_file_be64(&i.file, i.l2) & QCOW2_L2_OFFSET_MASK;
     i.end = i.file.size;
     qcow2_header_clear(&h);
     return i;
@@ -274,7 +259,7 @@ static void test_check_finds_leaks_and_wrong_counts(void **state)
     struct image i = full_image(16);
 
     (void)state;
-    put64(&i.file, i.l2 + 8 * 5, 0); /* its cluster leaks */
+    mem_file_put_be64(&i.file, i.l2 + 8 * 5, 0); /* its cluster leaks */
     expect(&i.file, 0, 1);
     set_refcount(&i, i.data + 5 * i.cs, 0);
     expect(&i.file, 0, 0);
@@ -290,9 +275,11 @@ static void test_check_finds_two_users_of_a_cluster(void **state)
     struct image i = full_image(16);
 
     (void)state;
-    put64(&i.file, i.l2 + 8 * 5, i.l1 | QCOW2_OFLAG_COPIED); /* data over the L1 table */
-    expect(&i.file, 2, 1);                                   /* that, and the refcount */
-    put64(&i.file, i.l2 + 8 * 5, i.rb | QCOW2_OFLAG_COPIED); /* ... a refcount block: twice */
+    mem_file_put_be64(&i.file, i.l2 + 8 * 5,
+                      i.l1 | QCOW2_OFLAG_COPIED); /* data over the L1 table */
+    expect(&i.file, 2, 1);                        /* that, and the refcount */
+    mem_file_put_be64(&i.file, i.l2 + 8 * 5,
+                      i.rb | QCOW2_OFLAG_COPIED); /* ... a refcount block: twice */
     expect(&i.file, 2, 1);
     mem_file_clear(&i.file);
 }
@@ -310,15 +297,15 @@ static void test_check_finds_bad_entries(void **state)
         struct image i = full_image(16);
         struct qcow2_check found;
 
-        put64(&i.file, i.l2 + 8 * 5, bad[n]);
+        mem_file_put_be64(&i.file, i.l2 + 8 * 5, bad[n]);
         found = check(&i.file);
         assert_true(found.corruptions > 0);
         qcow2_check_clear(&found);
-        put64(&i.file, i.l1, bad[n] & ~QCOW2_OFLAG_COMPRESSED);
+        mem_file_put_be64(&i.file, i.l1, bad[n] & ~QCOW2_OFLAG_COMPRESSED);
         found = check(&i.file);
         assert_true(found.corruptions > 0);
         qcow2_check_clear(&found);
-        put64(&i.file, i.rt, bad[n]);
+        mem_file_put_be64(&i.file, i.rt, bad[n]);
         found = check(&i.file);
         assert_true(found.corruptions > 0);
         qcow2_check_clear(&found);
@@ -346,8 +333,8 @@ static void test_check_counts_compressed_clusters_exactly(void **state)
 
     (void)state;
     /* Cluster 5 becomes compressed data from 100 bytes before cluster 8's start: two clusters. */
-    put64(&i.file, i.l2 + 8 * 5,
-          QCOW2_OFLAG_COMPRESSED | UINT64_C(1) << shift | (i.data + 6 * i.cs - 100));
+    mem_file_put_be64(&i.file, i.l2 + 8 * 5,
+                      QCOW2_OFLAG_COMPRESSED | UINT64_C(1) << shift | (i.data + 6 * i.cs - 100));
     set_refcount(&i, i.data + 5 * i.cs, 1);
     set_refcount(&i, i.data + 6 * i.cs, 2);
     i.file.data[i.l2 + 8 * 6] &= 0x7f; /* no longer alone */
@@ -366,8 +353,8 @@ static void test_check_stays_inside_a_file_with_a_short_end(void **state)
 
     (void)state;
     i.file.size -= 3000; /* the last cluster is short */
-    put64(&i.file, i.l2 + 8 * 5,
-          QCOW2_OFLAG_COMPRESSED | UINT64_C(1) << (62 - (12 - 8)) | (i.end - 100));
+    mem_file_put_be64(&i.file, i.l2 + 8 * 5,
+                      QCOW2_OFLAG_COMPRESSED | UINT64_C(1) << (62 - (12 - 8)) | (i.end - 100));
     found = check(&i.file);
     assert_true(found.corruptions > 0);
     qcow2_check_clear(&found);
@@ -385,12 +372,12 @@ static void add_snapshot(struct image *i)
     uint64_t l1 = i->end, table = i->end + i->cs;
 
     assert_int_equal(mem_file_resize(&i->file, i->end + 2 * i->cs), 0);
-    put64(&i->file, l1, i->l2);
+    mem_file_put_be64(&i->file, l1, i->l2);
     h.nb_snapshots = 1;
     h.snapshots_offset = table;
     qcow2_header_serialize_fixed(&h, &d);
     memcpy(i->file.data, &d, sizeof(d));
-    put64(&i->file, table, l1);
+    mem_file_put_be64(&i->file, table, l1);
     e.b[3] = 1;   /* l1_size */
     e.b[5] = 1;   /* ID */
     e.b[7] = 4;   /* name */
@@ -414,7 +401,7 @@ static void test_check_follows_snapshots(void **state)
     (void)state;
     add_snapshot(&i);
     expect(&i.file, 0, 0);
-    put64(&i.file, i.end, i.l1); /* its L2 table is the L1 table */
+    mem_file_put_be64(&i.file, i.end, i.l1); /* its L2 table is the L1 table */
     struct qcow2_check found = check(&i.file);
     assert_true(found.corruptions > 0);
     qcow2_check_clear(&found);
@@ -477,7 +464,7 @@ static void test_rebuild_corrects_counts_in_place(void **state)
     for (uint64_t n = 0; n < 64; n++) {
         set_refcount(&i, i.data + n * i.cs, n % 3);
     }
-    put64(&i.file, i.l2 + 8 * 4, 0);
+    mem_file_put_be64(&i.file, i.l2 + 8 * 4, 0);
     i.file.data[i.l2 + 8 * 9] ^= 0x80;
     i.file.data[i.l1] ^= 0x80;
     out = rebuild(&i);
@@ -497,7 +484,8 @@ static void test_rebuild_makes_missing_blocks(void **state)
         struct qcow2_check out;
 
         set_dirty(&i);
-        put64(&i.file, i.rt, bits == 1 ? i.l1 : 0); /* on top of the L1 table; or no block */
+        mem_file_put_be64(&i.file, i.rt,
+                          bits == 1 ? i.l1 : 0); /* on top of the L1 table; or no block */
         out = rebuild(&i);
         qcow2_check_clear(&out);
         assert_false(is_dirty(&i));
@@ -513,7 +501,7 @@ static void test_rebuild_keeps_its_hands_off_worse_damage(void **state)
 
     (void)state;
     set_dirty(&i);
-    put64(&i.file, i.l2, 0x12345);
+    mem_file_put_be64(&i.file, i.l2, 0x12345);
     mem_file_set(&was.file, i.file.data, i.file.size);
     assert_false(run(&c));
     assert_true(g_error_matches(c.error, QV_ERROR, QV_ERROR_CORRUPT));

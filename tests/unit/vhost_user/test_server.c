@@ -78,13 +78,7 @@ static void free_server(void *arg)
     env->server = NULL;
 }
 
-struct kind {
-    bool packed, event_idx;
-};
-
-static struct kind kinds[] = {{false, false}, {false, true}, {true, false}, {true, true}};
-
-static struct env *env_new(const struct kind *kind)
+static struct env *env_new(const struct driver_kind *kind)
 {
     struct env *env = g_new0(struct env, 1);
     struct qv_disk_opts opts = {.name = "test",
@@ -668,37 +662,30 @@ static void test_truncated_memory_ends_nobody_but_the_queue(void **state)
     env_free(env);
 }
 
-#define EACH_KIND(fn)                                                                              \
-    {#fn " split", fn, NULL, NULL, &kinds[0]},                                                     \
-        {#fn " split event_idx", fn, NULL, NULL, &kinds[1]},                                       \
-        {#fn " packed", fn, NULL, NULL, &kinds[2]},                                                \
-    {                                                                                              \
-#fn " packed event_idx", fn, NULL, NULL, &kinds[3]                                         \
-    }
 #define ONE_KIND(fn)                                                                               \
     {                                                                                              \
-#fn, fn, NULL, NULL, &kinds[1]                                                             \
+#fn, fn, NULL, NULL, (void *)(uintptr_t)&driver_kinds[1]                                   \
     }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        EACH_KIND(test_io_on_all_queues),
+        DRIVER_EACH_KIND(test_io_on_all_queues, driver_kinds),
         ONE_KIND(test_queries),
         ONE_KIND(test_malformed_messages_end_the_connection),
         ONE_KIND(test_refusals_are_reported_when_asked_for),
         ONE_KIND(test_messages_in_pieces),
         ONE_KIND(test_second_client_is_refused),
-        EACH_KIND(test_client_leaves_with_requests_in_flight),
-        EACH_KIND(test_reconnect_resubmits_in_order),
-        EACH_KIND(test_pause_with_a_stopped_disk),
-        EACH_KIND(test_stop_and_start_under_load),
-        EACH_KIND(test_memory_slots_change_under_load),
+        DRIVER_EACH_KIND(test_client_leaves_with_requests_in_flight, driver_kinds),
+        DRIVER_EACH_KIND(test_reconnect_resubmits_in_order, driver_kinds),
+        DRIVER_EACH_KIND(test_pause_with_a_stopped_disk, driver_kinds),
+        DRIVER_EACH_KIND(test_stop_and_start_under_load, driver_kinds),
+        DRIVER_EACH_KIND(test_memory_slots_change_under_load, driver_kinds),
         ONE_KIND(test_resize_is_announced),
-        EACH_KIND(test_dirty_log),
-        EACH_KIND(test_disabled_ring_rests),
-        EACH_KIND(test_broken_ring_signals_and_others_go_on),
-        EACH_KIND(test_server_stops_with_requests_in_flight),
+        DRIVER_EACH_KIND(test_dirty_log, driver_kinds),
+        DRIVER_EACH_KIND(test_disabled_ring_rests, driver_kinds),
+        DRIVER_EACH_KIND(test_broken_ring_signals_and_others_go_on, driver_kinds),
+        DRIVER_EACH_KIND(test_server_stops_with_requests_in_flight, driver_kinds),
         ONE_KIND(test_truncated_memory_ends_nobody_but_the_queue),
     };
 

@@ -4,6 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+const struct driver_kind driver_kinds[4] = {
+    {false, false}, {false, true}, {true, false}, {true, true}};
+
 enum { F_NEXT = 1, F_WRITE = 2, F_INDIRECT = 4, F_AVAIL = 1 << 7, F_USED = 1 << 15 };
 
 static void *at(const struct driver *d, uint64_t gpa)

@@ -69,4 +69,20 @@ uint16_t *driver_avail_idx(struct driver *d);
 uint16_t *driver_avail_ring(struct driver *d, unsigned i);
 uint16_t *driver_used_idx(struct driver *d);
 
+/** The four kinds of rings. */
+struct driver_kind {
+    bool packed, event_idx;
+};
+extern const struct driver_kind driver_kinds[4];
+
+/** DRIVER_EACH_KIND - four lines of a table of tests: @fn with each kind of ring, its state a
+ * pointer into @kinds, which is driver_kinds or has its order. */
+#define DRIVER_EACH_KIND(fn, kinds)                                                                \
+    {#fn " split", fn, NULL, NULL, (void *)(uintptr_t) & (kinds)[0]},                              \
+        {#fn " split event_idx", fn, NULL, NULL, (void *)(uintptr_t) & (kinds)[1]},                \
+        {#fn " packed", fn, NULL, NULL, (void *)(uintptr_t) & (kinds)[2]},                         \
+    {                                                                                              \
+#fn " packed event_idx", fn, NULL, NULL, (void *)(uintptr_t) & (kinds)[3]                  \
+    }
+
 #endif

@@ -790,40 +790,32 @@ static void test_ring_that_cannot_start(void **state)
     env_free(env);
 }
 
-#define EACH_KIND(fn)                                                                              \
-    {#fn " split", fn, NULL, NULL, &kinds[0]},                                                     \
-        {#fn " split event_idx", fn, NULL, NULL, &kinds[1]},                                       \
-        {#fn " packed", fn, NULL, NULL, &kinds[2]},                                                \
-    {                                                                                              \
-#fn " packed event_idx", fn, NULL, NULL, &kinds[3]                                         \
-    }
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        EACH_KIND(test_a_started_queue_interrupts_once),
-        EACH_KIND(test_discard_is_offered_where_it_is_on),
-        EACH_KIND(test_write_then_read),
-        EACH_KIND(test_many_at_once_with_few_interrupts),
-        EACH_KIND(test_layout_of_buffers_is_free),
-        EACH_KIND(test_long_lists_and_regions),
-        EACH_KIND(test_too_many_buffers_fail_the_request),
-        EACH_KIND(test_more_long_requests_than_blocks),
-        EACH_KIND(test_bad_requests_get_a_status),
-        EACH_KIND(test_no_room_for_a_status_breaks_the_queue),
-        EACH_KIND(test_get_id),
-        EACH_KIND(test_discard_and_write_zeroes),
-        EACH_KIND(test_readonly_disk),
-        EACH_KIND(test_cache_mode_follows_the_features),
-        EACH_KIND(test_writethrough_disk_shows_no_cache),
-        EACH_KIND(test_configuration_space),
-        EACH_KIND(test_stop_waits_for_requests),
-        EACH_KIND(test_stop_takes_back_what_a_stopped_disk_keeps),
-        EACH_KIND(test_memory_changes_under_load),
-        EACH_KIND(test_written_pages_are_logged),
-        EACH_KIND(test_ring_without_kicks_is_polled),
-        EACH_KIND(test_broken_memory_breaks_the_queue),
-        EACH_KIND(test_ring_that_cannot_start),
+        DRIVER_EACH_KIND(test_a_started_queue_interrupts_once, kinds),
+        DRIVER_EACH_KIND(test_discard_is_offered_where_it_is_on, kinds),
+        DRIVER_EACH_KIND(test_write_then_read, kinds),
+        DRIVER_EACH_KIND(test_many_at_once_with_few_interrupts, kinds),
+        DRIVER_EACH_KIND(test_layout_of_buffers_is_free, kinds),
+        DRIVER_EACH_KIND(test_long_lists_and_regions, kinds),
+        DRIVER_EACH_KIND(test_too_many_buffers_fail_the_request, kinds),
+        DRIVER_EACH_KIND(test_more_long_requests_than_blocks, kinds),
+        DRIVER_EACH_KIND(test_bad_requests_get_a_status, kinds),
+        DRIVER_EACH_KIND(test_no_room_for_a_status_breaks_the_queue, kinds),
+        DRIVER_EACH_KIND(test_get_id, kinds),
+        DRIVER_EACH_KIND(test_discard_and_write_zeroes, kinds),
+        DRIVER_EACH_KIND(test_readonly_disk, kinds),
+        DRIVER_EACH_KIND(test_cache_mode_follows_the_features, kinds),
+        DRIVER_EACH_KIND(test_writethrough_disk_shows_no_cache, kinds),
+        DRIVER_EACH_KIND(test_configuration_space, kinds),
+        DRIVER_EACH_KIND(test_stop_waits_for_requests, kinds),
+        DRIVER_EACH_KIND(test_stop_takes_back_what_a_stopped_disk_keeps, kinds),
+        DRIVER_EACH_KIND(test_memory_changes_under_load, kinds),
+        DRIVER_EACH_KIND(test_written_pages_are_logged, kinds),
+        DRIVER_EACH_KIND(test_ring_without_kicks_is_polled, kinds),
+        DRIVER_EACH_KIND(test_broken_memory_breaks_the_queue, kinds),
+        DRIVER_EACH_KIND(test_ring_that_cannot_start, kinds),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -26,13 +26,7 @@ struct fixture {
     struct iovec iov[64];
 };
 
-struct kind {
-    bool packed, event_idx;
-};
-
-static struct kind kinds[] = {{false, false}, {false, true}, {true, false}, {true, true}};
-
-static void open_fixture(struct fixture *f, const struct kind *kind, uint32_t num)
+static void open_fixture(struct fixture *f, const struct driver_kind *kind, uint32_t num)
 {
     struct qv_virtq_layout l;
 
@@ -74,7 +68,7 @@ static int add(struct fixture *f, unsigned out, unsigned in, bool indirect)
 /* Requests of all shapes, completed out of order, many times around the ring. */
 static void test_requests_go_round(void **state)
 {
-    const struct kind *kind = *state;
+    const struct driver_kind *kind = *state;
     struct qv_virtq_chain chains[8];
     struct fixture f;
     unsigned taken = 0, added = 0, done = 0;
@@ -120,7 +114,7 @@ static void test_requests_go_round(void **state)
 
 static void test_ring_can_be_full(void **state)
 {
-    const struct kind *kind = *state;
+    const struct driver_kind *kind = *state;
     struct qv_virtq_chain chains[8], more;
     struct fixture f;
     uint32_t len;
@@ -149,7 +143,7 @@ static void test_ring_can_be_full(void **state)
 
 static void test_kicks_are_suppressed_while_looking(void **state)
 {
-    const struct kind *kind = *state;
+    const struct driver_kind *kind = *state;
     struct qv_virtq_chain c;
     struct fixture f;
 
@@ -172,7 +166,7 @@ static void test_kicks_are_suppressed_while_looking(void **state)
 
 static void test_interrupts_come_when_wanted(void **state)
 {
-    const struct kind *kind = *state;
+    const struct driver_kind *kind = *state;
     struct qv_virtq_chain c;
     struct fixture f;
     uint32_t len;
@@ -202,7 +196,7 @@ static void test_interrupts_come_when_wanted(void **state)
 
 static void test_any_queue_size(void **state)
 {
-    const struct kind *kind = *state;
+    const struct driver_kind *kind = *state;
     const uint32_t sizes[] = {1, 2, 3, 7, 256, 1000};
     struct qv_virtq_chain c;
     uint32_t len;
@@ -710,44 +704,38 @@ static void test_ring_writes_are_logged(void **state)
     close_fixture(&f);
 }
 
-#define EACH_KIND(fn)                                                                              \
-    {#fn " split", fn, NULL, NULL, &kinds[0]},                                                     \
-        {#fn " split event_idx", fn, NULL, NULL, &kinds[1]},                                       \
-        {#fn " packed", fn, NULL, NULL, &kinds[2]},                                                \
-    {                                                                                              \
-#fn " packed event_idx", fn, NULL, NULL, &kinds[3]                                         \
-    }
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        EACH_KIND(test_requests_go_round),
-        EACH_KIND(test_ring_can_be_full),
-        EACH_KIND(test_kicks_are_suppressed_while_looking),
-        EACH_KIND(test_interrupts_come_when_wanted),
-        EACH_KIND(test_any_queue_size),
-        EACH_KIND(test_small_iov_takes_nothing),
-        EACH_KIND(test_bad_addresses_fail_the_request_only),
-        EACH_KIND(test_buffer_across_regions_is_split),
-        EACH_KIND(test_readable_after_writable_breaks_the_ring),
-        EACH_KIND(test_bad_indirect_tables_break_the_ring),
-        EACH_KIND(test_indirect_table_across_regions),
-        {"test_split_hostile_chains", test_split_hostile_chains, NULL, NULL, &kinds[0]},
-        {"test_split_indirect_loop", test_split_indirect_loop, NULL, NULL, &kinds[0]},
+        DRIVER_EACH_KIND(test_requests_go_round, driver_kinds),
+        DRIVER_EACH_KIND(test_ring_can_be_full, driver_kinds),
+        DRIVER_EACH_KIND(test_kicks_are_suppressed_while_looking, driver_kinds),
+        DRIVER_EACH_KIND(test_interrupts_come_when_wanted, driver_kinds),
+        DRIVER_EACH_KIND(test_any_queue_size, driver_kinds),
+        DRIVER_EACH_KIND(test_small_iov_takes_nothing, driver_kinds),
+        DRIVER_EACH_KIND(test_bad_addresses_fail_the_request_only, driver_kinds),
+        DRIVER_EACH_KIND(test_buffer_across_regions_is_split, driver_kinds),
+        DRIVER_EACH_KIND(test_readable_after_writable_breaks_the_ring, driver_kinds),
+        DRIVER_EACH_KIND(test_bad_indirect_tables_break_the_ring, driver_kinds),
+        DRIVER_EACH_KIND(test_indirect_table_across_regions, driver_kinds),
+        {"test_split_hostile_chains", test_split_hostile_chains, NULL, NULL,
+         (void *)(uintptr_t)&driver_kinds[0]},
+        {"test_split_indirect_loop", test_split_indirect_loop, NULL, NULL,
+         (void *)(uintptr_t)&driver_kinds[0]},
         {"test_packed_chain_longer_than_the_ring", test_packed_chain_longer_than_the_ring, NULL,
-         NULL, &kinds[2]},
+         NULL, (void *)(uintptr_t)&driver_kinds[2]},
         {"test_packed_more_in_use_than_the_ring_has", test_packed_more_in_use_than_the_ring_has,
-         NULL, NULL, &kinds[2]},
-        EACH_KIND(test_crash_loses_and_repeats_nothing),
+         NULL, NULL, (void *)(uintptr_t)&driver_kinds[2]},
+        DRIVER_EACH_KIND(test_crash_loses_and_repeats_nothing, driver_kinds),
         {"test_split_killed_between_publish_and_clear", test_split_killed_between_publish_and_clear,
-         NULL, NULL, &kinds[0]},
+         NULL, NULL, (void *)(uintptr_t)&driver_kinds[0]},
         {"test_packed_killed_around_publish", test_packed_killed_around_publish, NULL, NULL,
-         &kinds[2]},
+         (void *)(uintptr_t)&driver_kinds[2]},
         {"test_packed_area_changed_after_the_check", test_packed_area_changed_after_the_check, NULL,
-         NULL, &kinds[2]},
-        EACH_KIND(test_area_of_garbage_is_refused_or_harmless),
-        EACH_KIND(test_layout_is_checked),
-        EACH_KIND(test_ring_writes_are_logged),
+         NULL, (void *)(uintptr_t)&driver_kinds[2]},
+        DRIVER_EACH_KIND(test_area_of_garbage_is_refused_or_harmless, driver_kinds),
+        DRIVER_EACH_KIND(test_layout_is_checked, driver_kinds),
+        DRIVER_EACH_KIND(test_ring_writes_are_logged, driver_kinds),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
