@@ -301,7 +301,7 @@ struct qv_node *run_co_open_recorded(struct run *run)
     struct qv_node *node = run_co_open(run, run_co_file(run), false, &error);
 
     if (node == NULL && run->faults == NULL) {
-        run_fail(run, "opening failed: %s", error->message);
+        run_fail(run, "opening failed: %s", error != NULL ? error->message : "no data key");
     }
     return node;
 }
