@@ -18,6 +18,33 @@ static bool set_by_vm(void *arg, unsigned index, const struct qv_enc_slot *slot,
                                 error);
 }
 
+static bool replace_by_vm(void *arg, const struct qv_secret *dek, const struct qv_enc_slot *slots,
+                          GError **error)
+{
+    const struct cli_slot_writer *w = arg;
+    json_t *array = json_array();
+
+    for (unsigned i = 0; i < QV_ENC_SLOTS; i++) {
+        json_array_append_new(array, qv_slot_json(slots[i].used ? &slots[i] : NULL));
+    }
+    return qv_vm_image_dek_replace(w->cli->catalog, w->vm, w->record, dek, array, error);
+}
+
+static bool walk_by_vm(void *arg, const struct qv_job_watch *watch, struct qv_reencrypt_result *out,
+                       GError **error)
+{
+    const struct cli_slot_writer *w = arg;
+    g_autoptr(json_t) result = NULL;
+
+    if (!qv_vm_image_reencrypt(w->cli->catalog, w->vm, w->record, watch, &result, error)) {
+        return false;
+    }
+    out->sectors = (uint64_t)json_integer_value(json_object_get(result, "sectors"));
+    out->bad = (uint64_t)json_integer_value(json_object_get(result, "bad"));
+    out->old_key = json_is_true(json_object_get(result, "old_key"));
+    return true;
+}
+
 const struct qv_slot_writer *cli_slot_writer(struct cli *cli, const struct qv_image_record *record,
                                              struct cli_slot_writer *out)
 {
@@ -28,7 +55,7 @@ const struct qv_slot_writer *cli_slot_writer(struct cli *cli, const struct qv_im
     if (qv_catalog_owner(cli->catalog, record, &owner, &known) && known &&
         g_strcmp0(owner.kind, "vm") == 0 && g_strcmp0(owner.mode, "write") == 0) {
         out->vm = g_steal_pointer(&owner.name);
-        out->writer = (struct qv_slot_writer){set_by_vm, out};
+        out->writer = (struct qv_slot_writer){set_by_vm, replace_by_vm, walk_by_vm, out};
     }
     qv_lock_owner_clear(&owner);
     return out->vm != NULL ? &out->writer : NULL;

@@ -6,9 +6,7 @@
 
 #include "base/error.h"
 #include "crypto/random.h"
-#include "format/qcow2/snapshot.h"
 #include "job/slots_int.h"
-#include "job/snapshot.h"
 
 /* ---- the new data key, in every slot ---- */
 
@@ -97,6 +95,14 @@ static bool co_replace(void *arg, GError **error)
     return ok && (rc == 0 || qv_fail_errno(error, rc, "%s: closing it", name));
 }
 
+static bool replace(struct replace *r, GError **error)
+{
+    const struct qv_slot_writer *writer = r->w->writer;
+
+    return writer != NULL ? writer->replace(writer->arg, r->dek, r->slots, error)
+                          : qv_job_run(co_replace, r, error);
+}
+
 static bool replace_dek(struct slots_work *w, const char *key_ref, GError **error)
 {
     QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = NULL;
@@ -116,7 +122,7 @@ static bool replace_dek(struct slots_work *w, const char *key_ref, GError **erro
     dek = qv_random_secret(QV_ENC_DEK_SIZE, error);
     r.dek = dek;
     if (dek == NULL || !wrap_all(w, key, dek, slots, error) ||
-        !slots_record_keys(w, slots, NULL, error) || !qv_job_run(co_replace, &r, error)) {
+        !slots_record_keys(w, slots, NULL, error) || !replace(&r, error)) {
         return false;
     }
     qv_secret_free(w->dek);
@@ -144,90 +150,47 @@ static bool has_slot(const struct slots_work *w, const char *key_ref, GError **e
 
 /* ---- the walk ---- */
 
+#define STEPS UINT64_C(10000)
+
 struct walk {
     const struct slots_work *w;
     const struct qv_job_watch *watch;
     struct qv_enc_reencrypt job;
-    GPtrArray *snapshots; /* struct qcow2_snapshot *; owned */
-    unsigned view, views; /* which of them: progress */
-    bool old_key;
 };
 
 /* The caller waits on its own thread meanwhile, so nobody else calls the watch. */
-static void walk_progress(void *arg, uint64_t done, uint64_t total)
+static void walk_progress(void *arg, double done)
 {
     const struct walk *walk = arg;
 
-    qv_job_progress(walk->watch, walk->view * total + done, walk->views * total);
+    qv_job_progress(walk->watch, (uint64_t)(done * (double)STEPS), STEPS);
 }
 
-static bool co_list(void *arg, GError **error)
+static bool co_walk(void *arg, GError **error)
 {
     struct walk *walk = arg;
-    const struct qv_image_handle *handle = walk->w->handle;
-    struct qv_node *file;
-    bool ok;
-
-    if (!qv_job_co_file(handle->fd, handle->record->name, true, &file, error)) {
-        return false;
-    }
-    ok = qv_job_co_snapshots(handle->record, file, &walk->snapshots, error);
-    qv_node_co_close_tree(file);
-    return ok;
-}
-
-/* One snapshot, or the disk. The image is opened for each: its log is empty when the snapshot's
- * node looks at it. */
-static bool co_view(void *arg, GError **error)
-{
-    struct walk *walk = arg;
-    struct qv_image_handle view = *walk->w->handle;
-    const struct qcow2_snapshot *snapshot =
-        walk->view < walk->snapshots->len ? walk->snapshots->pdata[walk->view] : NULL;
-    struct qv_node *root, *shown = NULL;
+    struct qv_node *root;
     bool ok;
     int rc;
 
-    view.readonly = true;
     if (!qv_job_co_open(walk->w->handle, QV_CACHE_WRITEBACK, &root, error)) {
         return false;
     }
-    ok = snapshot == NULL ||
-         qv_job_co_open_snapshot(&view, snapshot->id, QV_CACHE_WRITEBACK, &shown, error);
-    ok = ok && qv_enc_co_reencrypt(root, shown != NULL ? shown : root, &walk->job, error);
-    if (shown != NULL) {
-        qv_node_co_close_tree(shown); /* it was only read */
-    }
-    /* After the disk, which comes last: what is still needed of the old key? */
-    ok = ok && (snapshot != NULL || qv_enc_co_epochs_drop(root, &walk->old_key, error));
+    ok = qv_enc_co_reencrypt(root, &walk->job, error);
     rc = qv_node_co_close_tree(root);
     return ok && (rc == 0 || qv_fail_errno(error, rc, "closing it"));
 }
 
-static bool walk_all(struct walk *walk, GError **error)
+static bool verdict(const struct qv_reencrypt_result *result, GError **error)
 {
-    if (!qv_job_run(co_list, walk, error)) {
-        return false;
-    }
-    walk->views = walk->snapshots->len + 1;
-    for (walk->view = 0; walk->view < walk->views; walk->view++) {
-        if (!qv_job_run(co_view, walk, error)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static bool verdict(const struct walk *walk, GError **error)
-{
-    if (walk->job.bad > 0) {
+    if (result->bad > 0) {
         qv_fail(error, QV_ERROR_CORRUPT,
                 "sectors that do not authenticate keep the old data key in the image");
         qv_error_hint(error,
                       "storage check --data lists them; overwrite them, then run this again");
         return false;
     }
-    if (walk->old_key) {
+    if (result->old_key) {
         qv_fail(error, QV_ERROR_FAILED,
                 "space that nothing refers to is still sealed with the old data key");
         qv_error_hint(error, "storage check --repair frees it; then run this again");
@@ -236,31 +199,51 @@ static bool verdict(const struct walk *walk, GError **error)
     return true;
 }
 
-bool qv_job_reencrypt(struct qv_catalog *catalog, const struct qv_image_record *record,
-                      const char *key, const struct qv_job_watch *watch,
+/* Nobody uses the image. */
+static bool walk_here(struct slots_work *w, const struct qv_job_watch *watch,
                       struct qv_reencrypt_result *out, GError **error)
 {
-    QV_CLEANUP(slots_work_clear) struct slots_work w;
-    struct walk walk = {.w = &w, .watch = watch};
+    struct walk walk = {.w = w, .watch = watch};
     bool ok;
 
     walk.job = (struct qv_enc_reencrypt){.progress = walk_progress, .arg = &walk};
+    w->handle->dek = g_steal_pointer(&w->dek);
+    ok = qv_job_run(co_walk, &walk, error);
+    out->sectors = walk.job.resealed;
+    out->bad = walk.job.bad;
+    out->old_key = walk.job.old_key;
+    return ok;
+}
+
+/* A VM uses it. Other changes of keys need not wait for the walk, which may take hours. */
+static bool walk_there(struct slots_work *w, const struct qv_job_watch *watch,
+                       struct qv_reencrypt_result *out, GError **error)
+{
+    qv_close_fd(&w->key_lock);
+    w->key_lock = -1;
+    return w->writer->walk(w->writer->arg, watch, out, error);
+}
+
+bool qv_job_reencrypt(struct qv_catalog *catalog, const struct qv_image_record *record,
+                      const char *key, const struct qv_slot_writer *writer,
+                      const struct qv_job_watch *watch, struct qv_reencrypt_result *out,
+                      GError **error)
+{
+    QV_CLEANUP(slots_work_clear) struct slots_work w;
+    bool ok;
+
     *out = (struct qv_reencrypt_result){0};
-    if (!slots_begin(&w, catalog, record, "rekey", NULL, error)) {
+    if (!slots_begin(&w, catalog, record, "rekey", writer, error)) {
         return false;
     }
     out->resumed = w.info.reencrypting;
-    ok = out->resumed ? has_slot(&w, key, error) : replace_dek(&w, key, error);
-    if (ok) {
-        w.handle->dek = g_steal_pointer(&w.dek);
-        ok = walk_all(&walk, error) && verdict(&walk, error);
-        out->sectors = walk.job.resealed;
-        out->bad = walk.job.bad;
-    }
-    g_clear_pointer(&walk.snapshots, g_ptr_array_unref);
+    /* The keys of before open nothing from here on. */
+    ok = (out->resumed ? has_slot(&w, key, error) : replace_dek(&w, key, error)) &&
+         slots_record_keys(&w, NULL, NULL, error) &&
+         (writer != NULL ? walk_there(&w, watch, out, error) : walk_here(&w, watch, out, error)) &&
+         verdict(out, error);
     if (!ok) {
         g_prefix_error(error, "%s: ", record->name);
-        return false;
     }
-    return slots_look_again(&w, error) && slots_record_keys(&w, NULL, NULL, error);
+    return ok;
 }

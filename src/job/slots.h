@@ -5,10 +5,19 @@
 
 #include "job/unlock.h"
 
+struct qv_reencrypt_result;
+
 /** Who writes the slots of an image that is in use: a VM's processes. NULL in its place: nobody
  * uses the image, we write. */
 struct qv_slot_writer {
     bool (*set)(void *arg, unsigned index, const struct qv_enc_slot *slot, GError **error);
+    /** replace - see qv_enc_co_dek_replace. */
+    bool (*replace)(void *arg, const struct qv_secret *dek, const struct qv_enc_slot *slots,
+                    GError **error);
+    /** walk - everything that the old data key seals is sealed anew; *@out: sectors, bad, old_key.
+     * QV_ERROR_FAILED: it was ended before. */
+    bool (*walk)(void *arg, const struct qv_job_watch *watch, struct qv_reencrypt_result *out,
+                 GError **error);
     void *arg;
 };
 
@@ -37,18 +46,21 @@ struct qv_reencrypt_result {
     uint64_t sectors; /* sealed anew by this run */
     uint64_t bad;     /* do not authenticate, and keep what they had */
     bool resumed;     /* an earlier run had begun it */
+    bool old_key;     /* space that nobody refers to is sealed with the old data key still */
 };
 
 /**
- * qv_job_reencrypt - a new data key for an image that nobody uses: every slot gets it at once (its
- * key's public half is in the slot), @key takes the place of the key that opens the image now, then
- * every sector of the disk and its snapshots is sealed anew, and the old data key is dropped. May
- * be stopped at any moment, by SIGKILL too; the next call goes on. QV_ERROR_CORRUPT: sectors that
- * do not authenticate keep the old data key in the image.
+ * qv_job_reencrypt - a new data key for an image: every slot gets it at once (its key's public half
+ * is in the slot), @key takes the place of the key that opens the image now, then every sector of
+ * the disk and its snapshots is sealed anew, and the old data key is dropped. May be stopped at any
+ * moment, by SIGKILL too; the next call goes on. With a @writer beside its guest, also when this
+ * process dies. QV_ERROR_CORRUPT: sectors that do not authenticate keep the old data key in the
+ * image.
  */
 bool qv_job_reencrypt(struct qv_catalog *catalog, const struct qv_image_record *record,
-                      const char *key, const struct qv_job_watch *watch,
-                      struct qv_reencrypt_result *out, GError **error);
+                      const char *key, const struct qv_slot_writer *writer,
+                      const struct qv_job_watch *watch, struct qv_reencrypt_result *out,
+                      GError **error);
 
 /** qv_job_slot_add - one more key opens the image; *@verified: see qv_job_slot_new.
  * QV_ERROR_EXISTS: it has a slot. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "format/encrypted/reencrypt.h"
 
 bool qv_is_encrypted(const struct qv_image_record *record)
 {
@@ -166,6 +167,32 @@ bool qv_job_image_open(struct qv_catalog *catalog, const struct qv_image_record 
     }
     *out = g_steal_pointer(&handle);
     return true;
+}
+
+struct fits {
+    const struct qv_image_handle *handle;
+    const struct qv_secret *dek;
+    bool fits;
+};
+
+static bool co_fits(void *arg, GError **error)
+{
+    struct fits *f = arg;
+    struct qv_node *file;
+
+    if (!qv_job_co_file(f->handle->fd, f->handle->record->name, true, &file, error)) {
+        return false;
+    }
+    f->fits = qv_enc_co_dek_fits(file, f->dek);
+    qv_node_co_close_tree(file); /* it was only read */
+    return true;
+}
+
+bool qv_job_dek_fits(const struct qv_image_handle *handle, const struct qv_secret *dek)
+{
+    struct fits f = {.handle = handle, .dek = dek};
+
+    return qv_job_run(co_fits, &f, NULL) && f.fits;
 }
 
 /* ---- making slots ---- */

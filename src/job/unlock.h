@@ -26,6 +26,9 @@ bool qv_job_image_open(struct qv_catalog *catalog, const struct qv_image_record 
                        enum qv_lock_role role, const char *kind, const char *name, pid_t pid,
                        struct qv_image_handle **out, GError **error);
 
+/** qv_job_dek_fits - whether @dek opens the image of @handle, which nobody writes. */
+bool qv_job_dek_fits(const struct qv_image_handle *handle, const struct qv_secret *dek);
+
 /* ---- for jobs on key slots ---- */
 
 /** qv_job_area_read - what the open image says without a key. The caller clears *@out. */

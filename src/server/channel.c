@@ -30,6 +30,9 @@ static const struct {
     {"snapshot-delete", server_disk_co_snapshot_delete},
     {"disk-compact", server_disk_co_compact},
     {"disk-key-slot", server_disk_co_key_slot},
+    {"disk-rekey", server_disk_co_rekey},
+    {"disk-reencrypt", server_disk_co_reencrypt},
+    {"disk-job-stop", server_disk_co_job_stop},
 };
 
 static void channel_send(struct server *server, json_t *doc)

@@ -92,6 +92,9 @@ bool server_disk_co_stats(struct server_request *req, json_t **result, GError **
 bool server_disk_co_snapshot_delete(struct server_request *req, json_t **result, GError **error);
 bool server_disk_co_compact(struct server_request *req, json_t **result, GError **error);
 bool server_disk_co_key_slot(struct server_request *req, json_t **result, GError **error);
+bool server_disk_co_rekey(struct server_request *req, json_t **result, GError **error);
+bool server_disk_co_reencrypt(struct server_request *req, json_t **result, GError **error);
+bool server_disk_co_job_stop(struct server_request *req, json_t **result, GError **error);
 
 /** server_jobs_hurry - the end is near. */
 void server_jobs_hurry(struct server *server);

@@ -30,6 +30,7 @@ struct vm_ctl {
 struct vm_ctl_request {
     struct vm_ctl *ctl; /* valid while it stands in ctl->reading */
     int fd;
+    int passed; /* a descriptor that came along; -1: none */
     GSource *source;
     GByteArray *in;
 };
@@ -49,6 +50,7 @@ static void request_free(void *ptr)
 
     drop_source(&request->source);
     qv_close_fd(&request->fd);
+    qv_close_fd(&request->passed);
     g_byte_array_unref(request->in);
     g_free(request);
 }
@@ -101,6 +103,60 @@ int vm_ctl_take(struct vm_ctl_request *request)
     return fd;
 }
 
+int vm_ctl_passed_fd(struct vm_ctl_request *request)
+{
+    return qv_steal_fd(&request->passed);
+}
+
+/* ---- a descriptor along with the line ---- */
+
+union fd_control {
+    char bytes[CMSG_SPACE(sizeof(int))];
+    struct cmsghdr align;
+};
+
+/* As recv; the first descriptor that comes is kept, the kernel drops what does not fit. */
+static ssize_t receive(struct vm_ctl_request *request, void *buf, size_t len)
+{
+    union fd_control control = {0};
+    struct iovec iov = {.iov_base = buf, .iov_len = len};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.bytes,
+                         .msg_controllen = sizeof(control.bytes)};
+    ssize_t n = recvmsg(request->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    const struct cmsghdr *c = n >= 0 ? CMSG_FIRSTHDR(&msg) : NULL;
+
+    if (c != NULL && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+        c->cmsg_len == CMSG_LEN(sizeof(int))) {
+        qv_close_fd(&request->passed);
+        memcpy(&request->passed, CMSG_DATA(c), sizeof(int));
+    }
+    return n;
+}
+
+/* Sends the first byte of @text with @fd. */
+static bool send_with_fd(int sock, const char *text, int fd)
+{
+    union fd_control control = {0};
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)text, .iov_len = 1};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.bytes,
+                         .msg_controllen = sizeof(control.bytes)};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    ssize_t n;
+
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(c), &fd, sizeof(int));
+    do {
+        n = sendmsg(sock, &msg, MSG_NOSIGNAL);
+    } while (n < 0 && errno == EINTR);
+    return n == 1;
+}
+
 /* ---- requests ---- */
 
 static void dispatch(struct vm_ctl *ctl, struct vm_ctl_request *request, size_t len)
@@ -129,8 +185,9 @@ static gboolean on_request(gint fd, GIOCondition condition, gpointer data)
     const guint8 *end;
     guint8 buf[4096];
     guint index;
-    ssize_t n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT);
+    ssize_t n = receive(request, buf, sizeof(buf));
 
+    (void)fd;
     (void)condition;
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
         return G_SOURCE_CONTINUE;
@@ -171,6 +228,7 @@ static gboolean on_connection(gint fd, GIOCondition condition, gpointer data)
     request = g_new0(struct vm_ctl_request, 1);
     request->ctl = ctl;
     request->fd = client;
+    request->passed = -1;
     request->in = g_byte_array_new();
     request->source = g_unix_fd_source_new(client, G_IO_IN | G_IO_HUP | G_IO_ERR);
     g_source_set_callback(request->source, G_SOURCE_FUNC(on_request), request, NULL);
@@ -217,6 +275,12 @@ void vm_ctl_free(struct vm_ctl *ctl)
 bool vm_ctl_connect(const struct vm_place *place, const char *command, json_t *args, int *fd,
                     GError **error)
 {
+    return vm_ctl_connect_fd(place, command, args, -1, fd, error);
+}
+
+bool vm_ctl_connect_fd(const struct vm_place *place, const char *command, json_t *args, int pass,
+                       int *fd, GError **error)
+{
     g_autoptr(json_t) doc = json_pack("{s:s}", "command", command);
     g_autofree char *text = NULL;
     g_autofree char *line = NULL;
@@ -233,7 +297,8 @@ bool vm_ctl_connect(const struct vm_place *place, const char *command, json_t *a
     }
     text = json_dumps(doc, JSON_COMPACT);
     line = g_strconcat(text, "\n", NULL);
-    if (!send_text(sock, line)) {
+    if ((pass >= 0 && !send_with_fd(sock, line, pass)) ||
+        !send_text(sock, line + (pass >= 0 ? 1 : 0))) {
         return qv_fail(error, QV_ERROR_FAILED, "the supervisor hung up");
     }
     *fd = qv_steal_fd(&sock);

@@ -6,6 +6,8 @@
  *
  *     {"id": 0, "ok": true, "result": {…}}   {"id": 0, "ok": false, "error": {"kind", "message"}}
  *
+ * One descriptor may come along with the line: what it is for depends on the command.
+ *
  * The socket is its owner's only. One thread, the default main context's.
  */
 #ifndef QV_VM_CTL_H
@@ -40,12 +42,19 @@ void vm_ctl_refuse(struct vm_ctl_request *request, const GError *error);
 /** vm_ctl_take - the connection itself, the caller's from now on. */
 int vm_ctl_take(struct vm_ctl_request *request);
 
+/** vm_ctl_passed_fd - the descriptor that came along, the caller's from now on; -1: none. */
+int vm_ctl_passed_fd(struct vm_ctl_request *request);
+
 /* ---- the client ---- */
 
 /** vm_ctl_connect - sends a request on a new connection; *@fd is where the answer comes. The
  * connection is refused with QV_ERROR_NOT_FOUND when no supervisor listens. */
 bool vm_ctl_connect(const struct vm_place *place, const char *command, json_t *args, int *fd,
                     GError **error);
+
+/** vm_ctl_connect_fd - the same; @pass, unless -1, goes along; it stays the caller's. */
+bool vm_ctl_connect_fd(const struct vm_place *place, const char *command, json_t *args, int pass,
+                       int *fd, GError **error);
 
 /** vm_ctl_answer - waits for the answer on @fd, which stays the caller's. @result: as below. */
 bool vm_ctl_answer(int fd, json_t **result, GError **error);

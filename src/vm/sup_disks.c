@@ -59,6 +59,7 @@ static bool disk_open(struct sup_disk *disk, GError **error)
 
 void sup_disk_free(struct sup_disk *disk)
 {
+    sup_reencrypt_drop(disk);
     qv_stat_server_free(disk->stat);
     qv_close_fd(&disk->journal_fd);
     qv_image_handle_free(disk->image);

@@ -63,6 +63,11 @@ struct sup_disk {
     /* Memory that outlives the I/O process: mappings of writes that the guest counts on and that
      * are not in the image yet (qv_image_spec.journal_fd). -1: none. */
     int journal_fd;
+    /* The data key that the image may have by now: asked for, and not heard of since. NULL: none */
+    struct qv_secret *next_dek;
+    bool rekeying;                /* the I/O process was asked to, and has not answered */
+    bool reencrypting;            /* it is to seal everything anew, until that is done */
+    GPtrArray *reencrypt_waiters; /* struct vm_ctl_request *; NULL: nobody waits for it */
     struct qv_stat_server *stat;
     char *cache, *io;  /* in use; NULL: not known yet */
     char *stop_reason; /* a policy stopped it: why; NULL: it runs */
@@ -183,6 +188,20 @@ void sup_device_deleted(struct sup *sup, const char *id);
 void sup_device_kept(struct sup *sup, const char *id);
 /** sup_detach_drop - the VM ends: who waits for @disk is told. */
 void sup_detach_drop(struct sup_disk *disk);
+
+/* ---- sup_rekey.c ---- */
+
+/** sup_rekey, sup_reencrypt, sup_reencrypt_stop - commands for a disk that an I/O process has;
+ * answer @request. @slots: for image/slot_json.h. */
+void sup_rekey(struct sup_disk *disk, struct vm_ctl_request *request, json_t *slots);
+void sup_reencrypt(struct sup_disk *disk, struct vm_ctl_request *request);
+void sup_reencrypt_stop(struct sup_disk *disk, struct vm_ctl_request *request);
+/** sup_rekey_settle - before the image is opened: which of two data keys it has. */
+void sup_rekey_settle(struct sup_disk *disk);
+/** sup_reencrypt_resume - a new I/O process has all disks: goes on where the last one was. */
+void sup_reencrypt_resume(struct sup *sup);
+/** sup_reencrypt_drop - the disk goes: who waits is told. */
+void sup_reencrypt_drop(struct sup_disk *disk);
 
 /* ---- sup_qemu.c ---- */
 

@@ -83,6 +83,7 @@ bool sup_io_add_disk(struct sup *sup, struct sup_disk *disk, GError **error)
     QV_CLEANUP(job_attach_args_clear) struct job_attach_args args = {0};
     g_autoptr(json_t) facts = NULL;
 
+    sup_rekey_settle(disk);
     if (!job_attach_args(disk->image, &how, &args, error) ||
         !qv_control_client_call(sup->io, "disk-add", args.args, args.fds, args.nfds, DISK_ADD_MS,
                                 &facts, error)) {
@@ -298,6 +299,7 @@ bool sup_io_start(struct sup *sup, GError **error)
         }
     }
     qv_control_client_attach(sup->io, NULL);
+    sup_reencrypt_resume(sup);
     return true;
 }
 

@@ -328,6 +328,24 @@ static void request_key_slot(struct sup *sup, struct vm_ctl_request *request, co
         on_job_done, request);
 }
 
+/* The command has made the data key, too; the I/O process gets it from us. */
+static void request_rekey(struct sup *sup, struct vm_ctl_request *request, const char *command,
+                          const json_t *args)
+{
+    struct sup_disk *disk = disk_of_request(sup, request, args);
+
+    if (disk == NULL) {
+        return;
+    }
+    if (strcmp(command, "rekey") == 0) {
+        sup_rekey(disk, request, json_object_get(args, "slots"));
+    } else if (strcmp(command, "reencrypt") == 0) {
+        sup_reencrypt(disk, request);
+    } else {
+        sup_reencrypt_stop(disk, request);
+    }
+}
+
 /* How far the job of a disk is; an empty object: there is none. */
 static void request_job(struct sup *sup, struct vm_ctl_request *request, const json_t *args)
 {
@@ -381,6 +399,9 @@ void sup_request(void *arg, struct vm_ctl_request *request, const char *command,
         request_compact(sup, request, args);
     } else if (strcmp(command, "key-slot") == 0) {
         request_key_slot(sup, request, args);
+    } else if (strcmp(command, "rekey") == 0 || strcmp(command, "reencrypt") == 0 ||
+               strcmp(command, "reencrypt-stop") == 0) {
+        request_rekey(sup, request, command, args);
     } else if (strcmp(command, "job") == 0) {
         request_job(sup, request, args);
     } else if (strcmp(command, "disk-attach") == 0) {

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "catalog/vms.h"
+#include "control/control.h"
 #include "vm/ctl.h"
 #include "vm/info.h"
 #include "vm/place.h"
@@ -82,7 +83,7 @@ bool qv_vm_image_resize(struct qv_catalog *catalog, const char *name,
 
 /* Waits for the answer on @fd; tells @watch meanwhile how far the job of the image @path is. */
 static bool wait_for_job(const struct vm_place *place, int fd, const char *path,
-                         const struct qv_job_watch *watch, GError **error)
+                         const struct qv_job_watch *watch, json_t **result, GError **error)
 {
     struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
 
@@ -97,7 +98,7 @@ static bool wait_for_job(const struct vm_place *place, int fd, const char *path,
             qv_job_progress(watch, (uint64_t)(done * JOB_STEPS), JOB_STEPS);
         }
     }
-    return vm_ctl_answer(fd, NULL, error);
+    return vm_ctl_answer(fd, result, error);
 }
 
 bool qv_vm_image_snapshot_delete(struct qv_catalog *catalog, const char *name,
@@ -112,7 +113,7 @@ bool qv_vm_image_snapshot_delete(struct qv_catalog *catalog, const char *name,
                         json_pack("{s:s, s:s, s:o}", "path", record->path, "name", snapshot, "rate",
                                   qv_json_u64(rate)),
                         &fd, error) ||
-        !wait_for_job(&place, fd, record->path, watch, error)) {
+        !wait_for_job(&place, fd, record->path, watch, NULL, error)) {
         g_prefix_error(error, "%s: ", record->name);
         return false;
     }
@@ -136,6 +137,50 @@ bool qv_vm_image_key_slot(struct qv_catalog *catalog, const char *name,
     return true;
 }
 
+bool qv_vm_image_dek_replace(struct qv_catalog *catalog, const char *name,
+                             const struct qv_image_record *record, const struct qv_secret *dek,
+                             json_t *slots, GError **error)
+{
+    QV_CLEANUP(vm_place_clear) struct vm_place place = VM_PLACE_NONE;
+    QV_CLEANUP(qv_close_fd) int pipe = qv_control_secret_send(dek, error);
+    QV_CLEANUP(qv_close_fd) int fd = -1;
+    json_t *args = json_pack("{s:s, s:o}", "path", record->path, "slots", slots);
+
+    if (pipe < 0) {
+        json_decref(args);
+        return false;
+    }
+    vm_place_init(catalog, name, &place);
+    if (!vm_ctl_connect_fd(&place, "rekey", args, pipe, &fd, error) ||
+        !vm_ctl_answer(fd, NULL, error)) {
+        return false;
+    }
+    return true;
+}
+
+bool qv_vm_image_reencrypt(struct qv_catalog *catalog, const char *name,
+                           const struct qv_image_record *record, const struct qv_job_watch *watch,
+                           json_t **result, GError **error)
+{
+    QV_CLEANUP(vm_place_clear) struct vm_place place = VM_PLACE_NONE;
+    QV_CLEANUP(qv_close_fd) int fd = -1;
+
+    vm_place_init(catalog, name, &place);
+    return vm_ctl_connect(&place, "reencrypt", json_pack("{s:s}", "path", record->path), &fd,
+                          error) &&
+           wait_for_job(&place, fd, record->path, watch, result, error);
+}
+
+bool qv_vm_image_reencrypt_stop(struct qv_catalog *catalog, const char *name,
+                                const struct qv_image_record *record, GError **error)
+{
+    QV_CLEANUP(vm_place_clear) struct vm_place place = VM_PLACE_NONE;
+
+    vm_place_init(catalog, name, &place);
+    return vm_ctl_call(&place, "reencrypt-stop", json_pack("{s:s}", "path", record->path), NULL,
+                       error);
+}
+
 bool qv_vm_image_compact(struct qv_catalog *catalog, const char *name,
                          const struct qv_image_record *record, const struct qv_job_watch *watch,
                          GError **error)
@@ -145,7 +190,7 @@ bool qv_vm_image_compact(struct qv_catalog *catalog, const char *name,
 
     vm_place_init(catalog, name, &place);
     if (!vm_ctl_connect(&place, "compact", json_pack("{s:s}", "path", record->path), &fd, error) ||
-        !wait_for_job(&place, fd, record->path, watch, error)) {
+        !wait_for_job(&place, fd, record->path, watch, NULL, error)) {
         g_prefix_error(error, "%s: ", record->name);
         return false;
     }

@@ -98,6 +98,25 @@ bool qv_vm_image_key_slot(struct qv_catalog *catalog, const char *name,
                           const struct qv_image_record *record, unsigned index, json_t *slot,
                           GError **error);
 
+/** qv_vm_image_dek_replace - the encrypted image @record, which the running VM @name has, gets the
+ * data key @dek; @slots: all of them around it, image/slot_json.h; taken over. Durable on return.
+ */
+bool qv_vm_image_dek_replace(struct qv_catalog *catalog, const char *name,
+                             const struct qv_image_record *record, const struct qv_secret *dek,
+                             json_t *slots, GError **error);
+
+/**
+ * qv_vm_image_reencrypt - seals anew what the data key before seals, beside the guest; returns at
+ * the end. It goes on when the caller dies. *@result (the caller's): sectors, bad, old_key.
+ * QV_ERROR_FAILED: ended before, by the end of the VM or by _stop. _stop - ends it; what is done
+ * stays done.
+ */
+bool qv_vm_image_reencrypt(struct qv_catalog *catalog, const char *name,
+                           const struct qv_image_record *record, const struct qv_job_watch *watch,
+                           json_t **result, GError **error);
+bool qv_vm_image_reencrypt_stop(struct qv_catalog *catalog, const char *name,
+                                const struct qv_image_record *record, GError **error);
+
 /** qv_vm_image_compact - gives unused space of @record's image back, which the running VM @name
  * holds, beside its guest. It goes on when the caller dies, and ends early when the disk is resized
  * or the VM stops. Errors as above; QV_ERROR_CORRUPT: the image needs a repair. */

@@ -225,56 +225,26 @@ static struct qv_node *co_open_again(struct run *run, struct mem_file *bytes, GE
                        error);
 }
 
-/* One view: a snapshot, or the disk (NULL). The image is opened for it: its log is empty when the
- * snapshot's node looks at it. */
-static bool co_reseal_view(struct run *run, struct mem_file *bytes, const char *snapshot,
-                           bool *old_key, GError **error)
+bool owner_co_reseal(struct run *run, struct mem_file *bytes, bool *old_key, GError **error)
 {
-    struct qv_enc_reencrypt job = {0};
-    struct qv_node *root = co_open_again(run, bytes, error), *view = NULL;
+    struct qv_enc_reencrypt job = {.old_key = true};
+    struct qv_node *root = co_open_again(run, bytes, error);
     guint event;
     bool ok;
 
+    *old_key = true;
     if (root == NULL) {
         return false;
     }
-    if (snapshot != NULL) {
-        view = run_co_open_snapshot(run, mem_node_new(bytes == NULL ? &run->file : bytes, true),
-                                    snapshot, error);
-    }
-    ok = (snapshot == NULL || view != NULL) &&
-         qv_enc_co_reencrypt(root, view != NULL ? view : root, &job, error) &&
+    event = keys_begin(&run->keys, KEY_FORGET, 0, now(run));
+    ok = qv_enc_co_reencrypt(root, &job, error) &&
          (job.bad == 0 ||
           qv_fail(error, QV_ERROR_CORRUPT, "%" PRIu64 " sectors do not open", job.bad));
-    if (view != NULL) {
-        qv_node_co_close_tree(view);
-    }
-    if (ok && snapshot == NULL) {
-        event = keys_begin(&run->keys, KEY_FORGET, 0, now(run));
-        ok = qv_enc_co_epochs_drop(root, old_key, error);
-        if (ok && !*old_key && bytes == NULL) {
-            keys_end(&run->keys, event, now(run));
-        }
+    *old_key = job.old_key;
+    if (ok && !job.old_key && bytes == NULL) {
+        keys_end(&run->keys, event, now(run));
     }
     return qv_node_co_close_tree(root) == 0 && ok;
-}
-
-bool owner_co_reseal(struct run *run, struct mem_file *bytes, bool *old_key, GError **error)
-{
-    g_autoptr(GPtrArray) list = NULL;
-    struct qv_node *node = co_open_again(run, bytes, error);
-    bool ok = node != NULL && qcow2_co_snapshot_list(node, &list, error);
-
-    *old_key = true;
-    if (node != NULL) {
-        ok = qv_node_co_close_tree(node) == 0 && ok;
-    }
-    for (guint i = 0; ok && i < list->len; i++) {
-        const struct qcow2_snapshot *s = list->pdata[i];
-
-        ok = co_reseal_view(run, bytes, s->name, old_key, error);
-    }
-    return ok && co_reseal_view(run, bytes, NULL, old_key, error);
 }
 
 /* A replacement that has not ended goes on; else the next one begins. */

@@ -125,7 +125,7 @@ def test_a_sector_that_does_not_authenticate_keeps_the_old_key_and_is_told(quant
     assert any(codes) and set(codes) <= {0, 1, 5}
 
 
-def test_an_image_in_use_or_plain_is_refused(quantavirt, root, serve):
+def test_an_image_served_or_plain_is_refused(quantavirt, root, serve):
     quantavirt("storage", "create", "--name", "p", "--format", "qcow2", "--size", "1M")
     quantavirt("storage", "create", "--name", "e", "--format", "encrypted", "--size", "1M")
     assert "is not encrypted" in quantavirt("storage", "rekey", "p", "--key", "e", "--reencrypt", code=2).stderr

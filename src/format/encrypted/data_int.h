@@ -48,6 +48,8 @@ int enc_co_write_whole(struct enc_image *enc, const struct qv_io *io, uint64_t d
  * somebody else was quicker. @io NULL: zeros. */
 int enc_co_write_part(struct enc_image *enc, const struct qv_io *io, uint64_t done, uint64_t host,
                       uint64_t guest, uint64_t in, uint64_t len);
+/** enc_by_old_key - whether a data key before the present one has sealed what @src has. */
+bool enc_by_old_key(struct enc_image *enc, const struct enc_source *src);
 int enc_co_zero_whole(struct enc_image *enc, uint64_t host, uint64_t guest);
 
 #endif

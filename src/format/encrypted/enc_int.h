@@ -131,6 +131,7 @@ struct enc_image {
     struct qcow2_seal_ext ext;
     struct qv_co_mutex area_lock; /* over I/O */
     struct enc_area area;
+    _Atomic uint32_t dek_number; /* area.dek, for those without the lock */
     _Atomic(struct enc_epochs *) epochs;
     _Atomic(struct enc_epoch *) current; /* the one to seal with; NULL: begin one */
 
@@ -218,8 +219,9 @@ int enc_seal(struct enc_image *enc, uint64_t guest, const void *in, void *out,
 /** enc_open - opens a sector; @in and @out may be one. -EBADMSG. */
 int enc_open(struct enc_image *enc, uint64_t guest, const struct enc_entry *entry, const void *in,
              void *out);
-/** enc_epoch_dek - number of the data key behind an epoch; 0: there is no such epoch. */
-uint32_t enc_epoch_dek(struct enc_image *enc, uint32_t number);
+/** enc_epoch_is_old - whether it is not of the present data key; so is one that does not exist. Any
+ * thread. */
+bool enc_epoch_is_old(struct enc_image *enc, uint32_t number);
 /** enc_tag_record / enc_check_record - the tag of a log record's head and items (tag field zero).
  */
 int enc_tag_record(struct enc_image *enc, struct enc_record_disk *head, void *buf, size_t len);
@@ -353,6 +355,12 @@ void enc_behind_end(struct enc_image *enc);
 
 /** enc_co_epochs_drop - see qv_enc_co_epochs_drop. */
 bool enc_co_epochs_drop(struct enc_image *enc, bool *old_key, GError **error);
+/** enc_co_old_key_used - whether an entry of the table is of a data key before the present one.
+ * Beside requests of others. @co_between: called now and then; not 0: end with that. */
+int enc_co_old_key_used(struct enc_image *enc, int (*co_between)(void *arg), void *arg, bool *used);
+/** enc_co_previous_drop - gives up the data key before the present one and its epochs, which no
+ * entry is of. Alone with the image (qcow2_co_seal_still). */
+bool enc_co_previous_drop(struct enc_image *enc, GError **error);
 
 /* ---- replay.c ---- */
 

@@ -127,11 +127,11 @@ static struct enc_epoch *epoch_find(struct enc_image *enc, uint32_t number)
     return NULL;
 }
 
-uint32_t enc_epoch_dek(struct enc_image *enc, uint32_t number)
+bool enc_epoch_is_old(struct enc_image *enc, uint32_t number)
 {
     const struct enc_epoch *e = epoch_find(enc, number);
 
-    return e != NULL ? e->dek : 0;
+    return e == NULL || e->dek != atomic_load_explicit(&enc->dek_number, memory_order_acquire);
 }
 
 /* The calling thread's own context. */

@@ -100,7 +100,28 @@ int enc_seal_co_clear(struct qcow2_seal *seal, uint64_t first, uint64_t count)
 
 /* ---- copying ---- */
 
-/* A slot for sector @to with what sector @from holds. *@empty: it holds nothing. */
+/*
+ * What the data key before this one has sealed is sealed anew on the way: the walk that replaces it
+ * (reencrypt.c) has perhaps passed the place where the copy goes. The walk may also overwrite
+ * @from, in place, at any moment. -EBADMSG: it does not authenticate.
+ */
+static int co_copy_anew(struct enc_image *enc, uint64_t from, struct enc_slot *slot)
+{
+    QV_CLEANUP(qv_freep) uint8_t *buf = qv_node_mem_alloc(ENC_SECTOR);
+    int ret = enc_co_read_sector(enc, from, slot->guest, buf);
+
+    while (ret == 0) {
+        ret = enc_seal(enc, slot->guest, buf, slot->data, &slot->entry);
+        if (ret != -EAGAIN) {
+            break;
+        }
+        ret = enc_co_epoch_begin(enc);
+    }
+    qv_secret_wipe(buf, ENC_SECTOR);
+    return ret;
+}
+
+/* A slot with what sector @from holds; its place and guest sector are set. *@empty: nothing. */
 static int co_copy_sector(struct enc_image *enc, uint64_t from, struct enc_slot *slot, bool *empty)
 {
     struct enc_source src = {0};
@@ -113,6 +134,14 @@ static int co_copy_sector(struct enc_image *enc, uint64_t from, struct enc_slot 
     if (*empty) {
         enc_source_end(enc, &src);
         return 0;
+    }
+    if (enc_by_old_key(enc, &src)) {
+        ret = co_copy_anew(enc, from, slot);
+        if (ret != -EBADMSG) {
+            enc_source_end(enc, &src);
+            return ret;
+        }
+        ret = 0; /* damaged, and the copy is to be as it is; the walk leaves it alone, too */
     }
     if (src.slot != NULL) {
         memcpy(slot->data, src.slot->data, ENC_SECTOR);

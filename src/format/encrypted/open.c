@@ -166,6 +166,7 @@ static bool enc_co_open(struct qcow2_seal *seal, const struct qcow2_seal_host *h
         !enc_area_co_read(enc->file, &enc->ext, enc->dek, &enc->area, error)) {
         return false;
     }
+    atomic_store(&enc->dek_number, enc->area.dek);
     enc->torn = tears(enc);
     host->limits->physical_block = ENC_SECTOR;
     host->limits->request_align = 1;

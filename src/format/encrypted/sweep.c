@@ -145,6 +145,80 @@ bool enc_co_epochs_drop(struct enc_image *enc, bool *old_key, GError **error)
     return ok;
 }
 
+/* ---- giving up the old data key beside a guest ---- */
+
+#define PAGES_AT_ONCE 64u
+
+static bool page_has_old(struct enc_image *enc, const struct enc_page *p)
+{
+    for (unsigned i = 0; i < ENC_PAGE_ENTRIES; i++) {
+        const struct enc_entry *e = &p->e[i];
+
+        if (!enc_entry_empty(e) && enc_epoch_is_old(enc, qv_be32_get(e->epoch))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int enc_co_old_key_used(struct enc_image *enc, int (*co_between)(void *arg), void *arg, bool *used)
+{
+    uint64_t pages = atomic_load(&enc->table)->entries << (enc->cluster_bits - ENC_SECTOR_BITS);
+    unsigned looked = 0;
+    int ret = 0;
+
+    *used = false;
+    for (uint64_t n = 0; n < pages && ret == 0 && !*used; n++) {
+        struct enc_page *p;
+
+        if (!enc_page_has_block(enc, n)) {
+            continue;
+        }
+        ret = enc_co_page_lock(enc, n, &p);
+        if (ret == 0) {
+            *used = page_has_old(enc, p);
+            pthread_mutex_unlock(&enc_shard_of(enc, n)->lock);
+        }
+        if (ret == 0 && ++looked % PAGES_AT_ONCE == 0) {
+            ret = co_between(arg);
+        }
+    }
+    return ret;
+}
+
+/* Under area_lock: which epochs stay. */
+static bool *of_present_key(const struct enc_area *area)
+{
+    bool *stays = g_new0(bool, area->nb_epochs + 1);
+
+    for (uint32_t i = 0; i < area->nb_epochs; i++) {
+        stays[i] = area->epochs[i].dek == area->dek;
+    }
+    return stays;
+}
+
+bool enc_co_previous_drop(struct enc_image *enc, GError **error)
+{
+    g_autofree bool *stays = NULL;
+    int ret = enc_co_epoch_begin(enc);
+    bool old_key, ok;
+
+    ret = ret != 0 ? ret : enc_co_settle(enc);
+    ret = ret != 0 ? ret : co_renew_log(enc);
+    if (ret != 0) {
+        return qv_fail_errno(error, ret, "cannot begin the log again");
+    }
+    qv_co_mutex_lock(&enc->area_lock);
+    stays = of_present_key(&enc->area);
+    ok = co_drop(enc, stays, &old_key, error);
+    if (ok) {
+        qv_secret_free(enc->previous);
+        enc->previous = NULL;
+    }
+    qv_co_mutex_unlock(&enc->area_lock);
+    return ok;
+}
+
 bool qv_enc_co_epochs_drop(struct qv_node *node, bool *old_key, GError **error)
 {
     struct qcow2_seal *seal = qcow2_node_seal(node);

@@ -213,12 +213,11 @@ int enc_co_zero_whole(struct enc_image *enc, uint64_t host, uint64_t guest)
 
 /* ---- sealing anew ---- */
 
-/* Whether the old data key has sealed what @src has. */
-static bool by_old_key(struct enc_image *enc, const struct enc_source *src)
+bool enc_by_old_key(struct enc_image *enc, const struct enc_source *src)
 {
     const struct enc_entry *e = src->slot != NULL ? &src->slot->entry : &src->entry;
 
-    return !enc_reads_zero(src) && enc_epoch_dek(enc, qv_be32_get(e->epoch)) != enc->area.dek;
+    return !enc_reads_zero(src) && enc_epoch_is_old(enc, qv_be32_get(e->epoch));
 }
 
 /* Reads, seals and puts back; 1: somebody was quicker. */
@@ -230,7 +229,7 @@ static int co_reseal_once(struct enc_image *enc, struct enc_slot *slot, void *bu
     if (ret != 0) {
         return ret;
     }
-    *needed = by_old_key(enc, &src);
+    *needed = enc_by_old_key(enc, &src);
     if (*needed) {
         ret = enc_co_read_sector(enc, slot->host, slot->guest, buf);
         while (ret == 0 &&
@@ -257,7 +256,7 @@ int enc_co_reseal(struct enc_image *enc, uint64_t host, uint64_t guest, bool *re
 
     *resealed = false;
     if (ret == 0) {
-        needed = by_old_key(enc, &src);
+        needed = enc_by_old_key(enc, &src);
         enc_source_end(enc, &src);
     }
     if (ret != 0 || !needed) {

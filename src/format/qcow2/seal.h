@@ -112,8 +112,8 @@ struct qcow2_seal_ops {
     /** co_clear - nobody refers to clusters [@first, @first + @count): their sectors read as zeros,
      * durably after the next flush of the node. On return nothing is written there any more. */
     int (*co_clear)(struct qcow2_seal *seal, uint64_t first, uint64_t count);
-    /** co_copy - sectors move along as they are, without being opened. All in bytes, whole sectors.
-     */
+    /** co_copy - sectors move along as they are, without being opened, unless another data key is
+     * taking over (format/encrypted/reencrypt.h). All in bytes, whole sectors. */
     int (*co_copy)(struct qcow2_seal *seal, uint64_t guest, uint64_t from, uint64_t to,
                    uint64_t len);
     /** co_drain - as a flush; afterwards nothing of what was written before is in flight. */
@@ -159,6 +159,24 @@ void qcow2_seal_table_moved(struct qcow2_image *img, uint64_t first, uint64_t cl
 /** qcow2_seal_is_data - whether @count sectors from host sector @host on are inside the file and no
  * metadata. */
 bool qcow2_seal_is_data(struct qcow2_image *img, uint64_t host, uint64_t count);
+
+/**
+ * qcow2_co_seal_still - alone with the image: requests wait, nothing is in flight or waits to be
+ * written, every reference that was dropped is counted. To be ended with qcow2_seal_still_end, also
+ * after an error. On the image's home thread, from inside no request.
+ */
+int qcow2_co_seal_still(struct qcow2_image *img);
+void qcow2_seal_still_end(struct qcow2_image *img);
+
+struct qcow2_snapshot;
+/** qcow2_co_seal_snapshot_l1 - host offsets of the snapshot's L2 tables, snapshot->l1_size of them,
+ * 0: none; g_free(). They stay what they are while the snapshot exists. */
+int qcow2_co_seal_snapshot_l1(struct qcow2_image *img, const struct qcow2_snapshot *snapshot,
+                              uint64_t **out);
+/** qcow2_co_seal_snapshot_l2 - host offsets of the clusters that the L2 table at @l2 names, in the
+ * @hosts of the caller, as many as a cluster has 8 bytes; 0: none. */
+int qcow2_co_seal_snapshot_l2(struct qcow2_image *img, uint64_t l2, uint64_t *hosts);
+
 /** qcow2_node_seal - of an open image; NULL: not encrypted, or not a qcow2 node. */
 struct qcow2_seal *qcow2_node_seal(const struct qv_node *node);
 

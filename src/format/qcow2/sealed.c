@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "format/qcow2/qcow2_int.h"
+#include "format/qcow2/snapshot_int.h"
 
 struct wait {
     struct qv_io io;
@@ -173,6 +174,43 @@ struct qcow2_seal *qcow2_node_seal(const struct qv_node *node)
     const struct qcow2_image *img = (const void *)node;
 
     return node->format != NULL && strcmp(node->format->name, "qcow2") == 0 ? img->seal : NULL;
+}
+
+/* ---- alone with it; its snapshots' tables ---- */
+
+int qcow2_co_seal_still(struct qcow2_image *img)
+{
+    qv_co_mutex_lock(&img->ops_lock);
+    return qcow2_co_still(img);
+}
+
+void qcow2_seal_still_end(struct qcow2_image *img)
+{
+    qcow2_still_end(img);
+    qv_co_mutex_unlock(&img->ops_lock);
+}
+
+int qcow2_co_seal_snapshot_l1(struct qcow2_image *img, const struct qcow2_snapshot *snapshot,
+                              uint64_t **out)
+{
+    return qcow2_co_snapshot_l1(img, snapshot, out);
+}
+
+int qcow2_co_seal_snapshot_l2(struct qcow2_image *img, uint64_t l2, uint64_t *hosts)
+{
+    uint64_t sectors = img->cluster_size / QCOW2_SEAL_SECTOR;
+    int ret = qv_co_pread(img->node.file, l2, hosts, img->cluster_size);
+
+    for (uint64_t i = 0; i < img->cluster_size / sizeof(*hosts) && ret == 0; i++) {
+        uint64_t entry = be64toh(hosts[i]), host = entry & QCOW2_L2_OFFSET_MASK;
+
+        hosts[i] = host;
+        if ((entry & QCOW2_OFLAG_COMPRESSED) != 0 || !qv_is_aligned(host, img->cluster_size) ||
+            (host != 0 && !qcow2_seal_is_data(img, host / QCOW2_SEAL_SECTOR, sectors))) {
+            ret = -EUCLEAN;
+        }
+    }
+    return ret;
 }
 
 /* ---- opening ---- */

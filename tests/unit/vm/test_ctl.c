@@ -34,6 +34,19 @@ static void on_request(void *arg, struct vm_ctl_request *request, const char *co
 
         assert_int_equal(send(fd, "raw", 3, 0), 3);
         qv_close_fd(&fd);
+    } else if (strcmp(command, "read") == 0) {
+        int fd = vm_ctl_passed_fd(request);
+        char text[8] = {0};
+
+        assert_int_equal(vm_ctl_passed_fd(request), -1); /* once */
+        if (fd < 0) {
+            qv_fail(&error, QV_ERROR_USAGE, "nothing came along");
+            vm_ctl_refuse(request, error);
+            return;
+        }
+        assert_int_equal(read(fd, text, sizeof(text) - 1), 6);
+        vm_ctl_reply(request, json_pack("{s:s}", "text", text));
+        qv_close_fd(&fd);
     } else {
         qv_fail(&error, QV_ERROR_IN_USE, "no %s", command);
         vm_ctl_refuse(request, error);
@@ -69,6 +82,7 @@ struct client {
     struct env *env;
     const char *command;
     json_t *args, *result;
+    int pass; /* goes along, unless 0 */
     GError *error;
     bool ok;
     _Atomic bool done;
@@ -78,8 +92,12 @@ static void *client_main(void *arg)
 {
     struct client *client = arg;
 
-    client->ok = vm_ctl_call(&client->env->place, client->command, client->args, &client->result,
-                             &client->error);
+    int fd = -1;
+
+    client->ok = vm_ctl_connect_fd(&client->env->place, client->command, client->args,
+                                   client->pass > 0 ? client->pass : -1, &fd, &client->error) &&
+                 vm_ctl_answer(fd, &client->result, &client->error);
+    qv_close_fd(&fd);
     client->done = true;
     g_main_context_wakeup(NULL);
     return NULL;
@@ -110,6 +128,27 @@ static void test_answers(void **state)
     assert_true(g_error_matches(other.error, QV_ERROR, QV_ERROR_IN_USE));
     assert_string_equal(other.error->message, "no other");
     g_error_free(other.error);
+}
+
+static void test_a_descriptor_goes_along(void **state)
+{
+    struct env *env = *state;
+    struct client with = {.env = env, .command = "read"}, without = with;
+    int ends[2];
+
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(write(ends[1], "secret", 6), 6);
+    with.pass = ends[0];
+    call(&with);
+    assert_true(with.ok);
+    assert_string_equal(json_string_value(json_object_get(with.result, "text")), "secret");
+    json_decref(with.result);
+    call(&without);
+    assert_false(without.ok);
+    assert_string_equal(without.error->message, "nothing came along");
+    g_error_free(without.error);
+    close(ends[0]);
+    close(ends[1]);
 }
 
 static int raw_client(struct env *env, const char *text)
@@ -187,6 +226,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_answers, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_a_descriptor_goes_along, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_nonsense_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_one_who_says_nothing_does_not_hold_up_others, set_up,
                                         tear_down),
