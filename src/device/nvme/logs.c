@@ -56,20 +56,30 @@ static unsigned log_error(struct nvme_ctrl *c, uint8_t *buf)
     return 64 * n;
 }
 
-struct totals {
-    uint64_t read_bytes, write_bytes, reads, writes, errors;
-};
-
-static void add_disk(const struct nvme_ns *ns, struct totals *t)
+void nvme_totals_add(struct nvme_totals *t, const struct qv_disk *disk)
 {
     struct qv_disk_stats stats;
 
-    qv_disk_stats(ns->disk, &stats);
+    qv_disk_stats(disk, &stats);
     t->read_bytes += stats.bytes[QV_OP_READ];
     t->reads += stats.ops[QV_OP_READ];
     t->write_bytes += stats.bytes[QV_OP_WRITE];
     t->writes += stats.ops[QV_OP_WRITE];
     t->errors += stats.errors[QV_OP_READ] + stats.errors[QV_OP_WRITE];
+}
+
+struct nvme_totals nvme_totals(struct nvme_ctrl *c)
+{
+    struct nvme_totals t = c->gone;
+
+    for (uint32_t i = 1; i < NVME_NSIDS; i++) {
+        const struct nvme_ns *ns = nvme_ns_get(c, i);
+
+        if (ns != NULL) {
+            nvme_totals_add(&t, ns->disk);
+        }
+    }
+    return t;
 }
 
 /* Bytes in units of 1000 sectors, rounded up. */
@@ -81,19 +91,8 @@ static uint64_t units(uint64_t bytes)
 /* 5.14.1.2 */
 static unsigned log_smart(struct nvme_ctrl *c, uint8_t *buf)
 {
-    struct totals t = {.read_bytes = c->gone_read_bytes,
-                       .write_bytes = c->gone_write_bytes,
-                       .reads = c->gone_reads,
-                       .writes = c->gone_writes,
-                       .errors = c->gone_errors};
+    struct nvme_totals t = nvme_totals(c);
 
-    for (uint32_t i = 1; i < NVME_NSIDS; i++) {
-        const struct nvme_ns *ns = nvme_ns_get(c, i);
-
-        if (ns != NULL) {
-            add_disk(ns, &t);
-        }
-    }
     buf[SMART_WARNING] = nvme_critical_warning(c);
     put(buf, SMART_TEMP, NVME_TEMP, 2);
     buf[SMART_SPARE] = 100;

@@ -52,24 +52,12 @@ void nvme_derive_ids(const char *identity, uint8_t nguid[16], uint8_t eui64[8], 
 
 /* ---- the end of a namespace ---- */
 
-static void count_gone(struct nvme_ctrl *c, const struct nvme_ns *ns)
-{
-    struct qv_disk_stats stats;
-
-    qv_disk_stats(ns->disk, &stats);
-    c->gone_read_bytes += stats.bytes[QV_OP_READ];
-    c->gone_reads += stats.ops[QV_OP_READ];
-    c->gone_write_bytes += stats.bytes[QV_OP_WRITE];
-    c->gone_writes += stats.ops[QV_OP_WRITE];
-    c->gone_errors += stats.errors[QV_OP_READ] + stats.errors[QV_OP_WRITE];
-}
-
 static void drained(struct nvme_group *g)
 {
     struct nvme_ns *ns = g->arg;
 
     g->ctrl->draining[ns->nsid] = false;
-    count_gone(g->ctrl, ns);
+    nvme_totals_add(&g->ctrl->gone, ns->disk);
     if (ns->removed != NULL) {
         ns->removed(ns->removed_arg);
     }

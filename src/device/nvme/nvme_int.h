@@ -283,6 +283,11 @@ struct nvme_shared {
     uint32_t intms;
 };
 
+/* What SMART counts of disks; wraps. */
+struct nvme_totals {
+    uint64_t read_bytes, write_bytes, reads, writes, errors;
+};
+
 struct nvme_error_entry {
     uint64_t count, lba;
     uint32_t nsid;
@@ -359,8 +364,7 @@ struct nvme_ctrl {
     uint64_t changed[NVME_NSIDS / 64 + 1];         /* NSIDs not yet reported by log page 04h */
     struct nvme_error_entry errors[NVME_ELPE + 1]; /* under shared.lock, as is: */
     uint64_t error_count;
-    /* SMART: counts of disks that are gone. */
-    uint64_t gone_read_bytes, gone_write_bytes, gone_reads, gone_writes, gone_errors;
+    struct nvme_totals gone; /* of disks that are gone, or were counted on another host */
     int64_t born_ns;
     uint64_t power_cycles;
 };
@@ -496,6 +500,11 @@ uint32_t nvme_sqe_blocks(const struct nvme_req *req);
 void nvme_admin_start(struct nvme_req *req);
 void nvme_identify(struct nvme_req *req);
 void nvme_get_log(struct nvme_req *req);
+
+/** nvme_totals - what SMART counts, of all disks that were here; home thread. nvme_totals_add -
+ * adds what @disk has counted. */
+struct nvme_totals nvme_totals(struct nvme_ctrl *c);
+void nvme_totals_add(struct nvme_totals *t, const struct qv_disk *disk);
 void nvme_get_features(struct nvme_req *req);
 void nvme_set_features(struct nvme_req *req);
 void nvme_features_reset(struct nvme_ctrl *c);

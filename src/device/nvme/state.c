@@ -11,10 +11,13 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/maths.h"
 #include "device/nvme/nvme_int.h"
 
 #define STATE_MAGIC   0x534d564eu /* "NVMS" */
-#define STATE_VERSION 1u
+#define STATE_VERSION 2u
+
+#define POWER_ON_NS_MAX (UINT64_C(100) * 366 * 24 * 3600 * 1000000000)
 
 struct reader {
     const uint8_t *at;
@@ -67,7 +70,9 @@ struct saved {
     uint32_t event_pending[3];
     bool event_masked[3];
     uint64_t changed[NVME_NSIDS / 64 + 1];
-    uint64_t gone[5], power_cycles, error_count;
+    struct nvme_totals totals;
+    uint64_t power_cycles, power_on_ns, error_count;
+    struct nvme_error_entry errors[NVME_ELPE + 1];
     struct saved_queue q[NVME_QIDS];
 };
 
@@ -125,11 +130,33 @@ static void put_common(const struct nvme_ctrl *c, GByteArray *out)
     put(out, c->dbbuf_event, 8);
 }
 
+static void put_logs(struct nvme_ctrl *c, GByteArray *out)
+{
+    struct nvme_totals t = nvme_totals(c);
+
+    put(out, t.read_bytes, 8);
+    put(out, t.write_bytes, 8);
+    put(out, t.reads, 8);
+    put(out, t.writes, 8);
+    put(out, t.errors, 8);
+    put(out, c->power_cycles, 8);
+    put(out, (uint64_t)(qv_now_ns() - c->born_ns), 8);
+    put(out, c->error_count, 8);
+    for (unsigned i = 0; i < G_N_ELEMENTS(c->errors); i++) {
+        const struct nvme_error_entry *e = &c->errors[i];
+
+        put(out, e->count, 8);
+        put(out, e->lba, 8);
+        put(out, e->nsid, 4);
+        put(out, e->sqid, 2);
+        put(out, e->cid, 2);
+        put(out, e->status, 2);
+        put(out, e->location, 2);
+    }
+}
+
 static void put_events(const struct nvme_ctrl *c, GByteArray *out)
 {
-    const uint64_t gone[5] = {c->gone_read_bytes, c->gone_write_bytes, c->gone_reads,
-                              c->gone_writes, c->gone_errors};
-
     put(out, c->aer_count, 4);
     for (unsigned i = 0; i < G_N_ELEMENTS(c->aer); i++) {
         put(out, c->aer[i], 2);
@@ -141,11 +168,6 @@ static void put_events(const struct nvme_ctrl *c, GByteArray *out)
     for (unsigned i = 0; i < G_N_ELEMENTS(c->changed); i++) {
         put(out, c->changed[i], 8);
     }
-    for (unsigned i = 0; i < G_N_ELEMENTS(gone); i++) {
-        put(out, gone[i], 8);
-    }
-    put(out, c->power_cycles, 8);
-    put(out, c->error_count, 8);
 }
 
 static void put_kept(const struct nvme_req *list, const struct nvme_sq *sq, bool completed,
@@ -196,6 +218,7 @@ void nvme_save(struct qv_pci_function *fn, GByteArray *out)
 
     put_common(c, out);
     put_events(c, out);
+    put_logs(c, out);
     for (unsigned i = 0; i <= c->queues; i++) {
         put_queue(c, i, out);
     }
@@ -250,11 +273,29 @@ static void get_events(struct reader *r, struct saved *s)
     for (unsigned i = 0; i < G_N_ELEMENTS(s->changed); i++) {
         s->changed[i] = get(r, 8);
     }
-    for (unsigned i = 0; i < G_N_ELEMENTS(s->gone); i++) {
-        s->gone[i] = get(r, 8);
-    }
+}
+
+static void get_logs(struct reader *r, struct saved *s)
+{
+    s->totals.read_bytes = get(r, 8);
+    s->totals.write_bytes = get(r, 8);
+    s->totals.reads = get(r, 8);
+    s->totals.writes = get(r, 8);
+    s->totals.errors = get(r, 8);
     s->power_cycles = get(r, 8);
+    s->power_on_ns = get(r, 8);
     s->error_count = get(r, 8);
+    for (unsigned i = 0; i < G_N_ELEMENTS(s->errors); i++) {
+        struct nvme_error_entry *e = &s->errors[i];
+
+        e->count = get(r, 8);
+        e->lba = get(r, 8);
+        e->nsid = (uint32_t)get(r, 4);
+        e->sqid = (uint16_t)get(r, 2);
+        e->cid = (uint16_t)get(r, 2);
+        e->status = (uint16_t)get(r, 2) & 0x7fff;
+        e->location = (uint16_t)get(r, 2);
+    }
 }
 
 /* What was taken from a queue and has not been completed. */
@@ -351,6 +392,23 @@ static const char *check(const struct nvme_ctrl *c, const struct saved *s)
     return NULL;
 }
 
+/* SMART goes on from where it was; what the disks have counted here so far is not counted twice. */
+static void apply_totals(struct nvme_ctrl *c, const struct saved *s)
+{
+    struct nvme_totals here;
+
+    c->gone = (struct nvme_totals){0};
+    here = nvme_totals(c);
+    c->gone.read_bytes = s->totals.read_bytes - here.read_bytes;
+    c->gone.write_bytes = s->totals.write_bytes - here.write_bytes;
+    c->gone.reads = s->totals.reads - here.reads;
+    c->gone.writes = s->totals.writes - here.writes;
+    c->gone.errors = s->totals.errors - here.errors;
+    c->power_cycles = s->power_cycles;
+    /* Of 100 years at most: what is loaded is not trusted. */
+    c->born_ns = qv_now_ns() - (int64_t)qv_min_u64(s->power_on_ns, POWER_ON_NS_MAX);
+}
+
 static void apply_common(struct nvme_ctrl *c, const struct saved *s)
 {
     c->cc = s->cc & NVME_CC_WRITABLE;
@@ -371,7 +429,7 @@ static void apply_common(struct nvme_ctrl *c, const struct saved *s)
     pthread_mutex_lock(&c->shared.lock);
     c->shared.intms = s->intms;
     c->error_count = s->error_count;
-    memset(c->errors, 0, sizeof(c->errors));
+    memcpy(c->errors, s->errors, sizeof(c->errors));
     pthread_mutex_unlock(&c->shared.lock);
     c->dbbuf_shadow = s->dbbuf_shadow;
     c->dbbuf_event = s->dbbuf_event;
@@ -382,12 +440,7 @@ static void apply_common(struct nvme_ctrl *c, const struct saved *s)
     memcpy(c->changed, s->changed, sizeof(c->changed));
     c->changed[NVME_NSIDS / 64] &= (UINT64_C(1) << NVME_NSIDS % 64) - 1;
     c->temp_warned = s->temp_warned;
-    c->gone_read_bytes = s->gone[0];
-    c->gone_write_bytes = s->gone[1];
-    c->gone_reads = s->gone[2];
-    c->gone_writes = s->gone[3];
-    c->gone_errors = s->gone[4];
-    c->power_cycles = s->power_cycles;
+    apply_totals(c, s);
     c->state = s->enabled ? NVME_ENABLED : NVME_DISABLED;
 }
 
@@ -477,6 +530,7 @@ bool nvme_load(struct qv_pci_function *fn, const uint8_t *bytes, size_t len, GEr
     }
     get_common(&r, s);
     get_events(&r, s);
+    get_logs(&r, s);
     for (unsigned i = 0; i <= c->queues && !r.bad; i++) {
         get_queue(&r, &s->q[i]);
     }

@@ -150,6 +150,47 @@ static void test_move(void **state)
     drv_free(d);
 }
 
+static void get_log(struct drv *d, unsigned lid, uint8_t *out)
+{
+    struct cmd cmd = {
+        .opcode = 2, .nsid = 0xffffffff, .prp1 = d->admin_page, .dw10 = lid | 127u << 16};
+
+    assert_int_equal(drv_admin(d, cmd, NULL), 0);
+    memcpy(out, drv_ptr(d, d->admin_page), 512);
+}
+
+/* Health and error log go on on the other side, also with what was done there already. */
+static void test_move_with_logs(void **state)
+{
+    struct drv *d = drv_new(&(struct drv_opts){.disks = 2});
+    uint64_t data = drv_alloc(d, 1 << 20);
+    uint8_t smart[2][512], errors[2][512];
+    uint64_t units;
+
+    drv_queues(d, 2);
+    for (unsigned i = 0; i < 10; i++) {
+        assert_int_equal(drv_do(d, 1, drv_rw(d, 1, 1 + i % 2, 0, 2048, data)), 0);
+        assert_int_equal(drv_do(d, 2, drv_rw(d, 2, 1, 0, 8, data)), 0);
+    }
+    for (unsigned i = 0; i < 70; i++) { /* the ring of entries is full */
+        assert_int_equal(drv_do(d, 1, drv_rw(d, 2, 1, DRV_DISK + i, 8, data)), 0x80 | 0x4000);
+    }
+    get_log(d, 2, smart[0]);
+    get_log(d, 1, errors[0]);
+    for (unsigned round = 0; round < 3; round++) {
+        move(d);
+        get_log(d, 2, smart[1]);
+        get_log(d, 1, errors[1]);
+        assert_memory_equal(smart[0], smart[1], 512);
+        assert_memory_equal(errors[0], errors[1], 512);
+    }
+    assert_int_equal(drv_do(d, 1, drv_rw(d, 1, 1, 0, 2048, data)), 0);
+    get_log(d, 2, smart[1]);
+    memcpy(&units, smart[1] + 48, 8);
+    assert_int_equal(units, 23); /* 11 MiB in units of 512,000 bytes */
+    drv_free(d);
+}
+
 static void test_move_with_shadow_doorbells(void **state)
 {
     struct drv *d = drv_new(&(struct drv_opts){0});
@@ -271,6 +312,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quiesce_takes_no_more),
         cmocka_unit_test(test_move),
+        cmocka_unit_test(test_move_with_logs),
         cmocka_unit_test(test_move_with_shadow_doorbells),
         cmocka_unit_test(test_move_with_commands_on_the_way),
         cmocka_unit_test(test_quiesce_during_shutdown),
