@@ -20,6 +20,7 @@ static const char *const cache_words[] = {"auto", "none", "writeback", "writethr
 static const char *const io_words[] = {"io_uring", "native", "threads", NULL};
 static const char *const on_error_words[] = {"report", "stop", NULL};
 static const char *const on_enospc_words[] = {"pause", "report", NULL};
+static const char *const doorbells_words[] = {"registers", "page", NULL};
 static const char *const firmware_words[] = {"bios", "uefi", NULL};
 static const char *const format_words[] = {"raw", "qcow2", "encrypted", NULL};
 static const char *const prealloc_words[] = {"off", "metadata", "falloc", "full", NULL};
@@ -237,6 +238,22 @@ static bool read_queues(const json_t *object, const char *where, uint32_t cpus,
     return true;
 }
 
+static bool read_doorbells(const json_t *object, const char *where, struct qv_vm_disk *disk,
+                           GError **error)
+{
+    unsigned word = 0;
+
+    if (!qv_json_read_word(object, where, "doorbells", doorbells_words, &word, error)) {
+        return false;
+    }
+    if (json_object_get(object, "doorbells") != NULL && disk->type != QV_DISK_NVME) {
+        return qv_fail(error, QV_ERROR_USAGE, "%s.doorbells: %s disks have none", where,
+                       qv_disk_type_name(disk->type));
+    }
+    disk->doorbell_page = word == 1;
+    return true;
+}
+
 static bool read_disk_numbers(const json_t *object, const char *where, struct qv_vm_disk *disk,
                               GError **error)
 {
@@ -263,9 +280,10 @@ static bool read_disk_numbers(const json_t *object, const char *where, struct qv
 static bool disk_parse(const json_t *object, const char *where, uint32_t cpus,
                        struct qv_vm_disk **out, GError **error)
 {
-    static const char *const keys[] = {"type",   "path",     "format",   "cache",     "io",
-                                       "queues", "discard",  "readonly", "serial",    "boot_index",
-                                       "size",   "prealloc", "on_error", "on_enospc", NULL};
+    static const char *const keys[] = {"type",     "path",       "format",    "cache",
+                                       "io",       "queues",     "discard",   "readonly",
+                                       "serial",   "boot_index", "size",      "prealloc",
+                                       "on_error", "on_enospc",  "doorbells", NULL};
     QV_CLEANUP(disk_freep) struct qv_vm_disk *disk = g_new0(struct qv_vm_disk, 1);
 
     disk->boot_index = QV_BOOT_NOT_SET;
@@ -278,6 +296,7 @@ static bool disk_parse(const json_t *object, const char *where, uint32_t cpus,
     if (!read_disk_words(object, where, disk, error) ||
         !read_disk_texts(object, where, disk, error) ||
         !read_queues(object, where, cpus, disk, error) ||
+        !read_doorbells(object, where, disk, error) ||
         !read_disk_numbers(object, where, disk, error) || !check_path(disk, where, error)) {
         return false;
     }
@@ -496,6 +515,9 @@ static json_t *disk_json(const struct qv_vm_disk *disk)
     }
     set_text(object, "io", io_words[disk->io]);
     json_object_set_new(object, "queues", json_integer(disk->queues));
+    if (disk->doorbell_page) {
+        set_text(object, "doorbells", doorbells_words[1]);
+    }
     if (disk->discard != QV_DISK_DISCARD_AUTO) {
         json_object_set_new(object, "discard", json_boolean(disk->discard == QV_DISK_DISCARD_ON));
     }

@@ -41,6 +41,7 @@ struct qv_vm_disk {
     enum qv_disk_cache cache; /* AUTO: none where O_DIRECT works, else writeback */
     enum qv_disk_io io;
     uint32_t queues;              /* 1..QV_QUEUES_MAX */
+    bool doorbell_page;           /* NVMe: the guest's doorbells are memory */
     enum qv_disk_discard discard; /* AUTO: on for thin images */
     bool readonly;
     char *serial;       /* NULL: none given */

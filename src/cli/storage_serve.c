@@ -30,6 +30,11 @@ static const struct cli_option options[] = {
      .summary = "queues of a vhost-user-blk disk or an NVMe controller (default 4)",
      .min = 1,
      .max = 64},
+    {.name = "doorbells",
+     .type = CLI_CHOICE,
+     .meta = "registers|page",
+     .summary = "NVMe: page makes them memory that the guest writes without an exit, for busy "
+                "guests without shadow doorbells (default registers)"},
     CLI_BACKING_ROOT_OPTION,
     {.name = "read-only", .type = CLI_FLAG, .summary = "clients may not write"},
     {.name = "snapshot", .type = CLI_TEXT, .meta = "S", .summary = "show this snapshot, read-only"},
@@ -67,6 +72,10 @@ static bool check_args(const struct cli_args *args, GError **error)
         return qv_fail(error, QV_ERROR_USAGE,
                        vfio_user ? "--controller: is missing, and vfio-user needs it"
                                  : "--controller: is for --protocol vfio-user");
+    }
+    if (cli_text(args, "doorbells") != NULL &&
+        (controller == NULL || strcmp(controller, "nvme") != 0)) {
+        return qv_fail(error, QV_ERROR_USAGE, "--doorbells: is for --controller nvme");
     }
     if (count > max) {
         return qv_fail(error, QV_ERROR_USAGE, "%u images, %s takes at most %u", count,
@@ -107,6 +116,7 @@ static int run(struct cli *cli, const struct cli_args *args)
         .controller = cli_text(args, "controller"),
         .socket = cli_text(args, "socket"),
         .queues = (unsigned)cli_number(args, "queues", QUEUES_DEFAULT),
+        .doorbell_page = g_strcmp0(cli_text(args, "doorbells"), "page") == 0,
         .readonly = cli_flag(args, "read-only") || cli_text(args, "snapshot") != NULL,
         .snapshot = cli_text(args, "snapshot"),
         .backing_root = cli_text(args, "backing-root"),

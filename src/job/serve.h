@@ -14,6 +14,7 @@ struct job_serve_opts {
     const char *controller; /* vfio-user: "nvme", "ahci", "ide" */
     const char *socket;     /* path to listen at */
     unsigned queues;        /* vhost-user-blk, NVMe: 1..64 */
+    bool doorbell_page;     /* NVMe: the guest's doorbells are memory */
     bool readonly;
     /* What an image that is a plain file names as its backing and data files is followed into this
      * folder (see qv_chain_open); NULL: refused. */

@@ -85,6 +85,7 @@ static bool add_export(struct serve *s, int listen_fd, GError **error)
 
     if (s->opts->controller != NULL) {
         json_object_set_new(args, "controller", json_string(s->opts->controller));
+        json_object_set_new(args, "doorbell_page", json_boolean(s->opts->doorbell_page));
         json_object_set_new(args, "serial", json_string("QUANTAVIRT"));
         json_object_set_new(args, "disks", disks_json(s));
     } else {

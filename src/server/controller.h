@@ -35,6 +35,7 @@ struct server_controller_opts {
     const char *name;   /* for messages */
     const char *serial; /* NVMe */
     unsigned queues;    /* NVMe */
+    bool doorbell_page; /* NVMe: QV_NVME_DOORBELLS_PAGE */
     int listen_fd;      /* taken over, also on failure */
     const struct server_unit *units;
     unsigned count;

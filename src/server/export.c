@@ -133,6 +133,7 @@ static void on_released(void *arg, unsigned slot)
 struct export_args {
     const char *id, *protocol, *disk, *serial, *controller;
     uint64_t queues;
+    bool doorbell_page;
     const json_t *disks; /* vfio-user */
     enum server_controller_kind kind;
 };
@@ -169,8 +170,9 @@ static bool check_protocol(struct export_args *args, GError **error)
 
 static bool parse_args(const json_t *json, struct export_args *out, GError **error)
 {
-    static const char *const keys[] = {"id",     "disk",       "protocol", "fd", "queues",
-                                       "serial", "controller", "disks",    NULL};
+    static const char *const keys[] = {
+        "id",         "disk",  "protocol",      "fd", "queues", "serial",
+        "controller", "disks", "doorbell_page", NULL};
 
     if (!qv_json_only_keys(json, "", keys, error) ||
         !qv_json_read_text(json, "", "id", &out->id, error) ||
@@ -178,6 +180,7 @@ static bool parse_args(const json_t *json, struct export_args *out, GError **err
         !qv_json_read_text(json, "", "protocol", &out->protocol, error) ||
         !qv_json_read_text(json, "", "serial", &out->serial, error) ||
         !qv_json_read_text(json, "", "controller", &out->controller, error) ||
+        !qv_json_read_bool(json, "", "doorbell_page", &out->doorbell_page, error) ||
         !qv_json_read_count(json, "", "queues", 1, QV_VHOST_USER_QUEUES_MAX, &out->queues, error)) {
         return false;
     }
@@ -273,6 +276,7 @@ static bool start_controller(struct server_export *e, const struct export_args *
         .name = e->id,
         .serial = args->serial,
         .queues = (unsigned)args->queues,
+        .doorbell_page = args->doorbell_page,
         .listen_fd = listen_fd,
         .units = units,
         .count = (unsigned)count,

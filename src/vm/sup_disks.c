@@ -174,6 +174,7 @@ static bool open_units(struct sup *sup, GError **error)
         if (!sup_unit_new(sup, u->type, u->id, u->serial, u->queues, &unit, error)) {
             return false;
         }
+        unit->doorbell_page = u->doorbell_page;
         g_ptr_array_add(sup->units, unit);
         if (vm_unit_on_port(u->type) && !sup->ports_shared) {
             unit->port = (int)on_ports++; /* as argv.c seats them */

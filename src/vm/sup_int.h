@@ -41,6 +41,7 @@ struct sup_unit {
     char *id;     /* in the I/O process and in QEMU, and its socket's name */
     char *serial; /* NVMe: the controller's; virtio-blk: the disk's; NULL: none */
     uint32_t queues;
+    bool doorbell_page;
     int listen_fd; /* -1: none. Stays open when the I/O process dies: QEMU can connect meanwhile */
     struct qv_listen_path at;
     int port;    /* the root port it has for itself; -1: none, or one that it shares */

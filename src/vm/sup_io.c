@@ -150,6 +150,7 @@ static json_t *export_json(struct sup *sup, const struct sup_unit *unit)
     }
     if (controller) {
         json_object_set_new(args, "controller", json_string(qv_disk_type_name(unit->type)));
+        json_object_set_new(args, "doorbell_page", json_boolean(unit->doorbell_page));
         json_object_set(args, "disks", disks);
     }
     json_decref(disks);

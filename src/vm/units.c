@@ -66,6 +66,7 @@ GPtrArray *vm_units_of(const struct qv_vm_config *config)
 
         unit = unit != NULL ? unit : add_unit(units, disk, i);
         unit->queues = MAX(unit->queues, disk->queues);
+        unit->doorbell_page = unit->doorbell_page || disk->doorbell_page;
         if ((int)i == boot) {
             g_array_prepend_val(unit->disks, i);
         } else {

@@ -25,6 +25,7 @@ struct vm_unit {
     const char *serial; /* of an NVMe controller or virtio-blk disk; points into the configuration;
                            NULL: none was given */
     uint32_t queues;
+    bool doorbell_page; /* NVMe: one of its disks asks for it */
     GArray *disks; /* guint: numbers of its disks in the configuration; the place in here is the
                       slot: namespace - 1, port, drive. The one to boot comes first */
 };

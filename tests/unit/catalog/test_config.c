@@ -95,6 +95,31 @@ static void test_the_contracts_example_parses_and_survives_a_round_trip(void **s
     check_example(again);
 }
 
+static void test_doorbells_are_of_nvme_disks(void **state)
+{
+    QV_CLEANUP(qv_vm_config_freep)
+    struct qv_vm_config *config =
+        parse_ok("{\"name\":\"a\",\"storage\":["
+                 "{\"type\":\"nvme\",\"path\":\"x\",\"doorbells\":\"page\"},"
+                 "{\"type\":\"nvme\",\"path\":\"y\",\"doorbells\":\"registers\"},"
+                 "{\"type\":\"nvme\",\"path\":\"z\"}]}");
+    QV_CLEANUP(qv_vm_config_freep) struct qv_vm_config *again = NULL;
+    g_autoptr(json_t) json = qv_vm_config_json(config);
+
+    (void)state;
+    assert_true(qv_vm_config_parse(json, &again, NULL));
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(((struct qv_vm_disk *)config->disks->pdata[i])->doorbell_page, i == 0);
+        assert_int_equal(((struct qv_vm_disk *)again->disks->pdata[i])->doorbell_page, i == 0);
+    }
+    refused("{\"name\":\"a\",\"storage\":["
+            "{\"type\":\"ahci\",\"path\":\"x\",\"doorbells\":\"registers\"}]}",
+            "storage[0].doorbells: ahci disks have none");
+    refused("{\"name\":\"a\",\"storage\":["
+            "{\"type\":\"nvme\",\"path\":\"x\",\"doorbells\":\"memory\"}]}",
+            "storage[0].doorbells");
+}
+
 static void test_defaults_follow_the_contract(void **state)
 {
     QV_CLEANUP(qv_vm_config_freep)
@@ -223,6 +248,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_contracts_example_parses_and_survives_a_round_trip),
+        cmocka_unit_test(test_doorbells_are_of_nvme_disks),
         cmocka_unit_test(test_defaults_follow_the_contract),
         cmocka_unit_test(test_devices_storage_is_read_too),
         cmocka_unit_test(test_mistakes_are_named_where_they_stand),
