@@ -26,9 +26,15 @@ static void print_result(struct cli *cli, const char *name, const struct qv_comp
         json_object_set_new(doc, "image", qv_json_string_or_null(name));
         json_object_set_new(doc, "bytes_before", qv_json_u64(r->before));
         json_object_set_new(doc, "bytes_after", qv_json_u64(r->after));
+        json_object_set_new(doc, "bytes_stuck", qv_json_u64(r->stuck));
         cli_print_json(cli, doc);
     } else if (!cli->quiet) {
         printf("%s: took %s before, takes %s now; %s came back\n", name, before, after, back);
+        if (r->stuck > 0) {
+            g_autofree char *stuck = qv_size_format(r->stuck);
+
+            printf("%s: %s at the end of the file could not be moved\n", name, stuck);
+        }
     }
 }
 
@@ -42,7 +48,7 @@ static bool compact(struct qv_catalog *catalog, const struct qv_image_record *re
         return qv_job_compact(catalog, record, watch, out, error);
     }
     return qv_compact_space(record->path, &out->before, error) &&
-           qv_vm_image_compact(catalog, vm, record, watch, error) &&
+           qv_vm_image_compact(catalog, vm, record, watch, &out->stuck, error) &&
            qv_compact_space(record->path, &out->after, error);
 }
 

@@ -15,6 +15,7 @@
 
 struct compact_job {
     const struct qv_image_handle *handle;
+    uint64_t stuck;
     const struct qv_job_watch *watch;
 };
 
@@ -33,6 +34,7 @@ static bool co_compact(void *arg, GError **error)
     struct qcow2_compact_opts opts = {.progress = progress, .arg = job};
     struct qv_raw_compact_opts raw = {.progress = progress, .arg = job};
     struct qv_node *root;
+    struct qcow2_compact_result done = {0};
     uint64_t punched;
     bool ok, old_key;
     int rc;
@@ -42,7 +44,8 @@ static bool co_compact(void *arg, GError **error)
     }
     ok = strcmp(job->handle->record->format, "raw") == 0
              ? qv_raw_co_compact(root, &raw, &punched, error)
-             : qcow2_co_compact(root, &opts, NULL, error);
+             : qcow2_co_compact(root, &opts, &done, error);
+    job->stuck = done.stuck;
     if (ok && qv_enc_is(root)) { /* clusters that went may have been the last of some epoch */
         ok = qv_enc_co_epochs_drop(root, &old_key, error);
     }
@@ -81,6 +84,7 @@ bool qv_job_compact(struct qv_catalog *catalog, const struct qv_image_record *re
         !qv_compact_space(record->path, &result.after, error)) {
         return false;
     }
+    result.stuck = job.stuck;
     *out = result;
     return true;
 }

@@ -6,9 +6,10 @@
 
 #include "job/run.h"
 
-/** Bytes that the image takes on its file system (for block devices: its length). */
+/** Bytes. */
 struct qv_compact_result {
-    uint64_t before, after;
+    uint64_t before, after; /* what the image takes on its file system; block devices: its length */
+    uint64_t stuck;         /* in use, and could not be moved to let the file end before it */
 };
 
 /** qv_job_compact - of an image that nobody uses. It may be killed at any moment, and run again.

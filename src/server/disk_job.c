@@ -153,7 +153,7 @@ static void release(void *arg)
 }
 
 /* Whoever is in a hurry ends it: what is done stays done, and another run goes on. */
-static bool co_compact(struct server_disk *disk, GError **error)
+static bool co_compact(struct server_disk *disk, uint64_t *stuck, GError **error)
 {
     struct qv_node *root = qv_disk_root(disk->disk);
     struct qv_raw_compact_opts raw = {.co_hold = co_hold,
@@ -168,12 +168,16 @@ static bool co_compact(struct server_disk *disk, GError **error)
                                       .stop = &disk->job.hurry,
                                       .progress = server_job_progress,
                                       .arg = &disk->job};
+    struct qcow2_compact_result done = {0};
     uint64_t punched;
+    bool ok;
 
     if (root->format != NULL && strcmp(root->format->name, "raw") == 0) {
         return qv_raw_co_compact(root, &raw, &punched, error);
     }
-    return qcow2_co_compact(root, &opts, NULL, error);
+    ok = qcow2_co_compact(root, &opts, &done, error);
+    *stuck = done.stuck;
+    return ok;
 }
 
 bool server_disk_co_compact(struct server_request *req, json_t **result, GError **error)
@@ -181,9 +185,9 @@ bool server_disk_co_compact(struct server_request *req, json_t **result, GError 
     static const char *const keys[] = {"id", NULL};
     const char *id = NULL;
     struct server_disk *disk;
+    uint64_t stuck = 0;
     bool ok;
 
-    (void)result;
     if (!qv_json_only_keys(req->args, "", keys, error) ||
         !qv_json_read_text(req->args, "", "id", &id, error) ||
         !server_disk_co_lock(req->server, id, &disk, error)) {
@@ -193,10 +197,13 @@ bool server_disk_co_compact(struct server_request *req, json_t **result, GError 
     server_disk_ref(disk);
     server_disk_unlock(disk);
     if (ok) {
-        ok = co_compact(disk, error);
+        ok = co_compact(disk, &stuck, error);
         server_job_done(disk);
     }
     server_disk_unref(disk);
+    if (ok) {
+        *result = json_pack("{s:o}", "stuck", qv_json_u64(stuck));
+    }
     return ok;
 }
 

@@ -299,13 +299,24 @@ static void request_snapshot_delete(struct sup *sup, struct vm_ctl_request *requ
     qv_control_client_call_async(sup->io, "snapshot-delete", job, NULL, 0, on_job_done, request);
 }
 
+static void on_compact_done(void *arg, json_t *result, const GError *error)
+{
+    struct vm_ctl_request *request = arg;
+
+    if (error != NULL) {
+        vm_ctl_refuse(request, error);
+    } else {
+        vm_ctl_reply(request, json_incref(result));
+    }
+}
+
 static void request_compact(struct sup *sup, struct vm_ctl_request *request, const json_t *args)
 {
     const struct sup_disk *disk = disk_of_request(sup, request, args);
 
     if (disk != NULL) {
         qv_control_client_call_async(sup->io, "disk-compact", json_pack("{s:s}", "id", disk->id),
-                                     NULL, 0, on_job_done, request);
+                                     NULL, 0, on_compact_done, request);
     }
 }
 

@@ -183,17 +183,19 @@ bool qv_vm_image_reencrypt_stop(struct qv_catalog *catalog, const char *name,
 
 bool qv_vm_image_compact(struct qv_catalog *catalog, const char *name,
                          const struct qv_image_record *record, const struct qv_job_watch *watch,
-                         GError **error)
+                         uint64_t *stuck, GError **error)
 {
     QV_CLEANUP(vm_place_clear) struct vm_place place = VM_PLACE_NONE;
     QV_CLEANUP(qv_close_fd) int fd = -1;
+    g_autoptr(json_t) result = NULL;
 
     vm_place_init(catalog, name, &place);
     if (!vm_ctl_connect(&place, "compact", json_pack("{s:s}", "path", record->path), &fd, error) ||
-        !wait_for_job(&place, fd, record->path, watch, NULL, error)) {
+        !wait_for_job(&place, fd, record->path, watch, &result, error)) {
         g_prefix_error(error, "%s: ", record->name);
         return false;
     }
+    *stuck = (uint64_t)json_integer_value(json_object_get(result, "stuck"));
     return true;
 }
 

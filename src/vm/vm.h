@@ -119,9 +119,10 @@ bool qv_vm_image_reencrypt_stop(struct qv_catalog *catalog, const char *name,
 
 /** qv_vm_image_compact - gives unused space of @record's image back, which the running VM @name
  * holds, beside its guest. It goes on when the caller dies, and ends early when the disk is resized
- * or the VM stops. Errors as above; QV_ERROR_CORRUPT: the image needs a repair. */
+ * or the VM stops. *@stuck: bytes that could not be moved. Errors as above; QV_ERROR_CORRUPT: the
+ * image needs a repair. */
 bool qv_vm_image_compact(struct qv_catalog *catalog, const char *name,
                          const struct qv_image_record *record, const struct qv_job_watch *watch,
-                         GError **error);
+                         uint64_t *stuck, GError **error);
 
 #endif

@@ -8,10 +8,12 @@
  *   qcow2_crash [--seed N] [--runs N] [--states N] [--cluster-bits N] [--refcount-bits N]
  *               [--version 2|3] [--backing] [--cache BYTES] [--faults PER-MILLE] [--device]
  *               [--snapshots] [--extended-l2] [--data-file] [--bitmap] [--compressed] [--compact]
- *               [--qemu-img PROGRAM]
+ *               [--leftover] [--qemu-img PROGRAM]
  *
  * --snapshots: meanwhile snapshots are made, deleted and restored; each must be there as a whole or
- * not at all. --compact: and the image is compacted.
+ * not at all. --compact: and the image is compacted. --leftover (with --compressed, --version 2):
+ * it begins with what a snapshot's deletion that was cut off has left, refcounts above the
+ * references.
  */
 #include <errno.h>
 #include <glib.h>
@@ -47,7 +49,8 @@
 static struct {
     int seed, runs, states, cluster_bits, refcount_bits, version, cache, faults;
     gint64 size;
-    gboolean backing, device, snapshots, extended_l2, data_file, bitmap, compressed, compact;
+    gboolean backing, device, snapshots, extended_l2, data_file, bitmap, compressed, compact,
+        leftover;
     char *qemu_img;
 } opt = {.seed = 1,
          .runs = 4,
@@ -344,6 +347,7 @@ static void co_compact(GRand *rand)
         failed("compact", error);
     }
     compacted_total.zero += compacted.zero;
+    compacted_total.leaked += compacted.leaked;
     compacted_total.moved += compacted.moved;
 }
 
@@ -735,6 +739,40 @@ static void co_create(void)
     qv_node_co_close_tree(file);
 }
 
+/* The file after the first step of a deletion. */
+static void keep_first_step(void *arg, double done)
+{
+    struct mem_file *kept = arg;
+
+    if (kept->size == 0 && done < 1) {
+        mem_file_set(kept, trace.mem, trace.size);
+    }
+}
+
+/* A snapshot, the disk's content written again, and half of a deletion. */
+static void co_leave_over(void)
+{
+    struct mem_file kept = {0};
+    struct qcow2_snapshot_opts how = {.name = "gone"};
+    struct qcow2_delete_opts steps = {.step = 1, .progress = keep_first_step, .arg = &kept};
+    g_autofree char *buf = g_malloc(compressed_bytes());
+    GError *error = NULL;
+
+    model_fill(buf, 0, compressed_bytes(), 1);
+    node = co_open(trace_node_new(&trace), NULL, false);
+    if (qv_co_pwrite(node, 0, buf, compressed_bytes() / 2) != 0 ||
+        !qcow2_co_snapshot_create(node, &how, NULL, &error) ||
+        qv_co_pwrite(node, 0, buf, compressed_bytes() / 4) != 0 ||
+        !qcow2_co_snapshot_delete(node, how.name, &steps, &error) ||
+        qv_node_co_close_tree(node) != 0 || kept.size == 0) {
+        die("what is left over", error);
+    }
+    memset(trace.mem, 0, trace.size);
+    memcpy(trace.mem, kept.data, kept.size);
+    trace.size = kept.size;
+    mem_file_clear(&kept);
+}
+
 static void co_close_image(bool first)
 {
     int ret = qv_node_co_close_tree(node);
@@ -783,6 +821,9 @@ static void co_run(void *arg)
     resizes = g_array_new(FALSE, FALSE, sizeof(struct resize));
     next_id = 2;
     co_create();
+    if (opt.leftover) {
+        co_leave_over();
+    }
     trace_restart(&trace);
     base_size = trace.size;
     base = g_memdup2(trace.mem, base_size);
@@ -846,6 +887,7 @@ int main(int argc, char **argv)
         {"compact", 0, 0, G_OPTION_ARG_NONE, &opt.compact, NULL, NULL},
         {"extended-l2", 0, 0, G_OPTION_ARG_NONE, &opt.extended_l2, NULL, NULL},
         {"compressed", 0, 0, G_OPTION_ARG_NONE, &opt.compressed, NULL, NULL},
+        {"leftover", 0, 0, G_OPTION_ARG_NONE, &opt.leftover, NULL, NULL},
         {"bitmap", 0, 0, G_OPTION_ARG_NONE, &opt.bitmap, NULL, NULL},
         {"data-file", 0, 0, G_OPTION_ARG_NONE, &opt.data_file, NULL, NULL},
         {"qemu-img", 0, 0, G_OPTION_ARG_FILENAME, &opt.qemu_img, NULL, NULL},
@@ -873,8 +915,8 @@ int main(int argc, char **argv)
     printf("%u states, %u with leaks, %u with a bitmap that tells", states_seen, leaky,
            bitmaps_told);
     if (opt.compact) {
-        printf("; %" PRIu64 " clusters of zeros dropped, %" PRIu64 " moved", compacted_total.zero,
-               compacted_total.moved);
+        printf("; %" PRIu64 " leaked, %" PRIu64 " of zeros dropped, %" PRIu64 " moved",
+               compacted_total.leaked, compacted_total.zero, compacted_total.moved);
     }
     printf("\n");
     g_rand_free(top);

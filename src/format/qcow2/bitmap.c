@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* See bitmap.h. */
-#include "format/qcow2/bitmap.h"
+#include "format/qcow2/bitmap_int.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -13,28 +13,6 @@
 
 #define MEMORY_MAX  (64 * QV_MIB) /* of the bitmaps of one image */
 #define TABLE_CHUNK (64 * QV_KIB) /* bytes of a table read at once */
-
-struct qcow2_bitmap {
-    uint64_t size_at;      /* of the directory entry's table_size and flags, which are 8 bytes */
-    uint64_t table_offset; /* host */
-    uint32_t table_size;   /* entries, as in the file */
-    uint32_t flags;        /* as it was; without "in use" when we set that */
-    unsigned granularity_bits;
-    bool usable;              /* was consistent when the image was opened, and of the disk's size */
-    bool tracked;             /* follows the disk, in memory */
-    bool marked;              /* "in use" by us, in the file */
-    bool stale;               /* cannot be written back: stays marked */
-    uint64_t nbits, entries;  /* for the disk as it is; entries of the table, clusters of bits */
-    uint64_t *table;          /* tracked: host order */
-    _Atomic uint8_t *bits;    /* tracked: whole clusters */
-    _Atomic uint8_t *changed; /* tracked: by cluster of bits */
-};
-
-struct qcow2_bitmaps {
-    uint32_t n;
-    bool any_tracked;
-    struct qcow2_bitmap v[];
-};
 
 void qcow2_bitmaps_free(struct qcow2_bitmaps *bitmaps)
 {

@@ -107,6 +107,26 @@ static int co_cut(struct qcow2_image *img, uint64_t end)
     return 0;
 }
 
+/* What every change writes anew, at least: so much room is lost to the next try. Clusters. */
+static uint64_t slack(struct qcow2_image *img)
+{
+    return qcow2_map_get(img)->l1_clusters + img->header.refcount_table_clusters + 1;
+}
+
+/* What is in use at @used or behind: as much as there are gaps before it. */
+static int co_count_stuck(struct compact *c, uint64_t used, uint64_t end)
+{
+    uint64_t refs = 0, n = 0;
+    int ret = 0;
+
+    for (uint64_t k = used; k < end && ret == 0; k++) {
+        ret = qcow2_refs_co_get(c->img, k, &refs);
+        n += ret == 0 && refs > 0;
+    }
+    c->result.stuck = n > slack(c->img) && !compact_stopped(c) ? n << c->img->cluster_bits : 0;
+    return ret;
+}
+
 static int co_settle(struct compact *c)
 {
     struct qcow2_image *img = c->img;
@@ -119,15 +139,17 @@ static int co_settle(struct compact *c)
             break;
         }
         best = end;
-        ret = qcow2_compact_co_trim(c, used);
-        if (ret != 0) {
-            break;
-        }
         c->limit = used;
         c->low = 0;
+        ret = qcow2_compact_co_bitmaps(c);
+        ret = ret != 0 ? ret : qcow2_compact_co_trim(c, used);
+        if (ret != 0 || end <= used + slack(img)) {
+            break;
+        }
         ret = qcow2_compact_co_settle(c);
     }
     ret = ret != 0 ? ret : qcow2_compact_co_used(img, &used, &end);
+    ret = ret != 0 ? ret : co_count_stuck(c, used, end);
     return ret != 0 ? ret : co_cut(img, end);
 }
 

@@ -28,6 +28,8 @@ struct qcow2_compact_opts {
 
 struct qcow2_compact_result {
     uint64_t leaked, zero, moved; /* clusters */
+    uint64_t
+        stuck; /* bytes in use that could not be moved, so that the file could end before them */
 };
 
 /**

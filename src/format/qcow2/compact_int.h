@@ -34,6 +34,9 @@ int qcow2_compact_co_step(struct compact *c, struct compact_at *at);
 /** qcow2_compact_co_settle - moves metadata only. Gate closed, commit_lock and ref_lock held. */
 int qcow2_compact_co_settle(struct compact *c);
 
+/** qcow2_compact_co_bitmaps - moves dirty bitmaps below the limit. As above; compact_bitmap.c. */
+int qcow2_compact_co_bitmaps(struct compact *c);
+
 /* ---- compact_scan.c ---- */
 
 /** qcow2_compact_co_leaks - gives the stock and leaked clusters back. Under ops_lock. */

@@ -45,10 +45,22 @@ int qcow2_compact_co_drop_stock(struct qcow2_image *img)
 
 /* ---- leaks ---- */
 
+/* What has one reference now may be the disk's alone: its entry is to say so. @l1: the active one,
+ * changed in place. */
+static int co_flag_own(struct qcow2_shadow *s, uint64_t *l1, uint64_t entries)
+{
+    g_autofree uint64_t *before = g_memdup2(l1, entries * sizeof(uint64_t));
+    struct qcow2_pass own = {
+        .s = s, .l1 = before, .first = 0, .n = entries, .fn = qcow2_pass_own, .out = l1};
+
+    return qcow2_pass_co_run(&own);
+}
+
 static int co_drop_leaks(struct compact *c, struct qcow2_walk *w)
 {
     struct qcow2_image *img = c->img;
     struct qcow2_shadow s;
+    bool down_to_one = false;
     uint64_t entries,
         end = qv_min_u64(w->nb_clusters, atomic_load(&img->file_end) >> img->cluster_bits);
     g_autofree uint64_t *l1 = qcow2_active_l1(img, &entries);
@@ -57,16 +69,18 @@ static int co_drop_leaks(struct compact *c, struct qcow2_walk *w)
     for (uint64_t k = 0; k < end && ret == 0; k++) {
         uint64_t have = 0, want = qcow2_tally_get(&w->tally, k);
 
-        if (qcow2_metaset_has(&img->meta, k)) {
+        if (want == 0 && qcow2_metaset_has(&img->meta, k)) {
             continue; /* whoever put it there knows why */
         }
         ret = qcow2_shadow_co_get(&s, k, &have);
-        /* Down to one, its entry would have to say "copied": that is for repair; it stays in its
-         * place. */
-        if (ret == 0 && have > want && want != 1) {
+        if (ret == 0 && have > want) {
             c->result.leaked++;
+            down_to_one |= want == 1;
             ret = qcow2_shadow_co_set(&s, k, want);
         }
+    }
+    if (ret == 0 && down_to_one) {
+        ret = co_flag_own(&s, l1, entries);
     }
     if (ret == 0 && c->result.leaked > 0) {
         s.next.incompatible_features &= ~QCOW2_INCOMPAT_DIRTY; /* leaks were all it was set for */

@@ -31,6 +31,12 @@ struct cp_cluster {
     enum { CP_UNDECIDED, CP_STAYS, CP_MOVES, CP_ZERO } fate;
 };
 
+/* What becomes of a compressed cluster. */
+struct cp_packed {
+    uint64_t refs; /* found */
+    uint64_t now;  /* its new descriptor; 0: it has not moved */
+};
+
 struct cp_copy {
     uint64_t from, to, count; /* clusters */
     uint64_t guest;           /* of the first; of encrypted images */
@@ -48,10 +54,11 @@ struct cp_step {
     guint n_l1s;
     GHashTable *tables;   /* by offset: of one L1 index */
     GHashTable *clusters; /* by cluster: of one L1 index */
-    GHashTable *packed;   /* old -> new descriptor of compressed clusters; of one L1 index */
+    GHashTable *packed;   /* by descriptor: of struct cp_packed; of one L1 index */
     GArray *copies;       /* of struct cp_copy */
     uint64_t pack_at,
         pack_end;          /* bytes: where the next compressed cluster goes; its cluster ends */
+    uint64_t pack_refs;    /* of all that is in that cluster */
     uint64_t lowest_table; /* cluster of an L2 table that moves */
     uint64_t spent;        /* bytes */
     bool changed, full;    /* something changes; nothing is free below the limit */

@@ -12,9 +12,6 @@
 #include "format/qcow2/compact_step_int.h"
 #include "format/qcow2/walk_int.h"
 
-#define REFCOUNT_ORDER_PACK                                                                        \
-    4u /* compressed clusters move where a refcount counts all of a cluster's */
-
 void qcow2_compact_table_free(void *table)
 {
     struct cp_table *t = table;
@@ -46,8 +43,7 @@ static bool compressed_moves(const struct cp_step *st, uint64_t entry)
 {
     uint64_t offset, len;
 
-    if ((entry & QCOW2_OFLAG_COMPRESSED) == 0 || st->c->drop_zeros ||
-        st->img->header.refcount_order < REFCOUNT_ORDER_PACK) {
+    if ((entry & QCOW2_OFLAG_COMPRESSED) == 0 || st->c->drop_zeros) {
         return false;
     }
     qcow2_compressed_range(st->img->cluster_bits, entry, &offset, &len);
@@ -121,6 +117,18 @@ static int co_find_tables(struct cp_step *st, uint64_t i)
     return 0;
 }
 
+/* @refs tables more show the compressed cluster that @entry describes. */
+static void count_packed(struct cp_step *st, uint64_t entry, uint64_t refs)
+{
+    struct cp_packed *p = g_hash_table_lookup(st->packed, &entry);
+
+    if (p == NULL) {
+        p = g_new0(struct cp_packed, 1);
+        g_hash_table_insert(st->packed, g_memdup2(&entry, sizeof(entry)), p);
+    }
+    p->refs += refs;
+}
+
 static int co_count(struct cp_step *st, struct cp_table *t)
 {
     uint64_t refs = 0;
@@ -131,6 +139,9 @@ static int co_count(struct cp_step *st, struct cp_table *t)
         uint64_t entry = be64toh(t->words[w]), k;
         struct cp_cluster *cluster;
 
+        if (compressed_moves(st, entry)) {
+            count_packed(st, entry, t->refs);
+        }
         if (!of_interest(st, entry)) {
             continue;
         }
@@ -238,75 +249,95 @@ static int co_decide(struct cp_step *st, uint64_t k, uint64_t entry, struct cp_c
 
 /* ---- compressed clusters ---- */
 
-/* References to each cluster of [@offset, @offset + @len). */
-static int co_count_range(struct cp_step *st, uint64_t offset, uint64_t len, uint64_t refs, bool up)
+/* References to each cluster of [@offset, @offset + @len); cluster @fresh has one already. */
+static int co_count_range(struct cp_step *st, uint64_t offset, uint64_t len, uint64_t refs, bool up,
+                          uint64_t fresh)
 {
     unsigned bits = st->img->cluster_bits;
-    uint64_t first = offset >> bits, n = ((offset + len - 1) >> bits) - first + 1;
     int ret = 0;
 
-    while (refs-- > 0 && ret == 0) {
-        ret = qcow2_shadow_co_add(&st->s, first, n, up);
+    for (uint64_t k = offset >> bits; k <= (offset + len - 1) >> bits; k++) {
+        for (uint64_t n = refs - (k == fresh); n > 0 && ret == 0; n--) {
+            ret = qcow2_shadow_co_add(&st->s, k, 1, up);
+        }
     }
     return ret;
 }
 
-/* Place for @len bytes, at most a cluster, in one cluster. *@fresh: nobody else is in it yet. */
-static int co_pack_place(struct cp_step *st, uint64_t len, uint64_t *at, bool *fresh)
+/* Place for @len bytes, at most a cluster, where refcounts hold @refs more: behind what was placed
+ * last, if it goes on in the next cluster. *@fresh: a cluster that this has taken; 0: none. */
+static int co_pack_place(struct cp_step *st, uint64_t len, uint64_t refs, uint64_t *at,
+                         uint64_t *fresh)
 {
-    uint64_t first;
+    uint64_t cs = st->img->cluster_size, most = qcow2_refcount_max(&st->img->header);
+    bool room = refs <= most - st->pack_refs;
     int ret;
 
-    *fresh = st->pack_end - st->pack_at < len;
-    if (*fresh) {
-        ret = st->full ? -ENOSPC : qcow2_shadow_co_alloc_below(&st->s, st->c->limit, false, &first);
+    *fresh = 0;
+    if (!room || st->pack_end - st->pack_at < len) {
+        ret = st->full ? -ENOSPC : qcow2_shadow_co_alloc_below(&st->s, st->c->limit, false, fresh);
         if (ret != 0) {
             st->full = true;
             return ret;
         }
-        st->pack_at = first << st->img->cluster_bits;
-        st->pack_end = st->pack_at + st->img->cluster_size;
+        if (!room || st->pack_at == st->pack_end ||
+            *fresh << st->img->cluster_bits != st->pack_end) {
+            st->pack_at = *fresh << st->img->cluster_bits;
+        }
+        st->pack_end = (*fresh << st->img->cluster_bits) + cs;
+        st->pack_refs = 0;
     }
     *at = st->pack_at;
-    st->pack_at += qv_align_up(len, QCOW2_COMPRESSED_SECTOR);
+    st->pack_at += len;
+    st->pack_refs += refs; /* of the cluster that it ends in */
     return 0;
+}
+
+/* Copies @len bytes at @offset, what stands there of a compressed cluster, to a new place. */
+static int co_pack_copy(struct cp_step *st, uint64_t offset, uint64_t len, struct cp_packed *p,
+                        uint64_t *fresh)
+{
+    struct qcow2_image *img = st->img;
+    unsigned shift = 62 - (img->cluster_bits - 8);
+    uint64_t at = 0, sectors;
+    int ret = qv_co_pread(img->node.file, offset, st->buf, len);
+
+    ret = ret != 0 ? ret : qcow2_co_compressed_length(img, st->buf, &len);
+    ret = ret != 0 ? ret : co_pack_place(st, len, p->refs, &at, fresh);
+    ret = ret != 0 ? ret : qv_co_pwrite(img->node.file, at, st->buf, len);
+    if (ret == 0) {
+        sectors = (at % QCOW2_COMPRESSED_SECTOR + len - 1) / QCOW2_COMPRESSED_SECTOR;
+        p->now = QCOW2_OFLAG_COMPRESSED | sectors << shift | at;
+        st->spent += len;
+        st->c->result.moved++;
+    }
+    return ret;
 }
 
 /* Moves the data behind @entry, which @refs L1 tables show; *@entry: the new descriptor. */
 static int co_pack(struct cp_step *st, uint64_t *entry, uint64_t refs)
 {
     struct qcow2_image *img = st->img;
-    unsigned shift = 62 - (img->cluster_bits - 8);
-    uint64_t old = *entry, offset, len, at, end = atomic_load(&img->file_end);
-    uint64_t *known = g_hash_table_lookup(st->packed, &old), now = old;
-    bool fresh = false;
+    uint64_t old = *entry, offset, len, fresh = 0;
+    struct cp_packed *p = g_hash_table_lookup(st->packed, &old);
     int ret;
 
     qcow2_compressed_range(img->cluster_bits, old, &offset, &len);
-    if (known == NULL) {
+    if (p->now == 0) {
         if (st->spent >= st->c->budget || len > img->cluster_size ||
-            !qv_range_inside(offset, len, end)) {
+            !qv_range_inside(offset, len, atomic_load(&img->file_end)) ||
+            p->refs > qcow2_refcount_max(&img->header)) {
             return 0;
         }
-        ret = co_pack_place(st, len, &at, &fresh);
+        ret = co_pack_copy(st, offset, len, p, &fresh);
         if (ret != 0) {
             return ret == -ENOSPC ? 0 : ret;
         }
-        ret = qv_co_pread(img->node.file, offset, st->buf, len);
-        ret = ret != 0 ? ret : qv_co_pwrite(img->node.file, at, st->buf, len);
-        if (ret != 0) {
-            return ret;
-        }
-        now = QCOW2_OFLAG_COMPRESSED | (qv_div_up(len, QCOW2_COMPRESSED_SECTOR) - 1) << shift | at;
-        st->spent += len;
-        st->c->result.moved++;
-        known = g_memdup2(&now, sizeof(now));
-        g_hash_table_insert(st->packed, g_memdup2(&old, sizeof(old)), known);
     }
-    *entry = *known;
-    ret = co_count_range(st, offset, len, refs, false);
-    qcow2_compressed_range(img->cluster_bits, *known, &offset, &len);
-    return ret != 0 ? ret : co_count_range(st, offset, len, fresh ? refs - 1 : refs, true);
+    *entry = p->now;
+    ret = co_count_range(st, offset, len, refs, false, 0);
+    qcow2_compressed_range(img->cluster_bits, p->now, &offset, &len);
+    return ret != 0 ? ret : co_count_range(st, offset, len, refs, true, fresh);
 }
 
 /* ---- changing ---- */

@@ -100,6 +100,52 @@ int qcow2_co_decompress(struct qcow2_image *img, uint64_t entry, void *buf)
     return qv_co_blocking(run_inflate, &job);
 }
 
+/* ---- how long it is ---- */
+
+struct measure_job {
+    const struct inflate_job *inflate;
+    uint64_t used; /* bytes of in; 0: cannot tell */
+};
+
+static int run_measure(void *arg)
+{
+    struct measure_job *m = arg;
+    const struct inflate_job *job = m->inflate;
+    z_stream s = {.avail_in = (uInt)job->in_len, .next_out = job->out};
+
+    if (job->zstd) {
+        size_t n = ZSTD_findFrameCompressedSize(job->in, job->in_len);
+
+        m->used = ZSTD_isError(n) ? 0 : n;
+        return 0;
+    }
+    s.next_in = job->in;
+    s.avail_out = (uInt)job->out_len;
+    if (inflateInit2(&s, DEFLATE_WINDOW_BITS) != Z_OK) {
+        return -ENOMEM;
+    }
+    m->used = inflate(&s, Z_FINISH) == Z_STREAM_END ? s.total_in : 0;
+    inflateEnd(&s);
+    return 0;
+}
+
+int qcow2_co_compressed_length(struct qcow2_image *img, const void *in, uint64_t *len)
+{
+    QV_CLEANUP(qv_freep) void *out = qv_node_mem_alloc(img->cluster_size);
+    struct inflate_job job = {
+        .in = in,
+        .in_len = *len,
+        .out = out,
+        .out_len = img->cluster_size,
+        .zstd = img->header.compression_type == QCOW2_COMPRESSION_ZSTD,
+    };
+    struct measure_job m = {.inflate = &job};
+    int ret = qv_co_blocking(run_measure, &m);
+
+    *len = m.used != 0 ? m.used : *len;
+    return ret;
+}
+
 int qcow2_co_read_special(struct qv_node *node, const struct qv_extent *extent, uint64_t offset,
                           uint64_t len, const struct iovec *iov, int iovcnt, uint64_t skip)
 {

@@ -481,6 +481,9 @@ int qcow2_co_read_special(struct qv_node *node, const struct qv_extent *extent, 
                           uint64_t len, const struct iovec *iov, int iovcnt, uint64_t skip);
 /** qcow2_co_decompress - the whole cluster of a compressed @entry into @buf. */
 int qcow2_co_decompress(struct qcow2_image *img, uint64_t entry, void *buf);
+/** qcow2_co_compressed_length - a descriptor tells how long it is in sectors: of the *@len bytes at
+ * @in, *@len are the cluster's. What cannot be understood stays as long as it is. -ENOMEM. */
+int qcow2_co_compressed_length(struct qcow2_image *img, const void *in, uint64_t *len);
 
 /* ---- corrupt.c ---- */
 

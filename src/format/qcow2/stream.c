@@ -22,7 +22,6 @@
 #define EXTENT    (UINT64_C(1) << 20)   /* bytes; at least a cluster */
 #define BATCH     (UINT64_C(512) << 10) /* bytes compressed in one go; at least a cluster */
 #define GROW      (UINT64_C(4) << 20)   /* the file grows by so many bytes */
-#define REFS_MAX  UINT64_C(65535)
 #define SLOTS_MAX 64u
 
 struct extent {
@@ -44,6 +43,7 @@ struct qcow2_stream {
     struct qv_node *file;
     struct qcow2_header h;
     uint64_t cs, extent_size, batch;
+    uint64_t refs_max; /* pieces in a cluster */
 
     struct qv_co_mutex space; /* below */
     uint64_t end;             /* bytes of the file given out */
@@ -238,8 +238,11 @@ static int co_place(struct qcow2_stream *s, uint64_t guest, const uint8_t *data,
     uint64_t host, sectors, fits;
     int ret;
 
-    if (e != NULL && e->used < s->extent_size && *refs_of(s, e->host + e->used) >= REFS_MAX) {
-        e->used = qv_align_up(e->used, s->cs); /* very short pieces: the cluster is full of them */
+    if (e != NULL && e->used < s->extent_size && *refs_of(s, e->host + e->used) >= s->refs_max) {
+        uint64_t gap = qv_align_up(e->used, s->cs) - e->used;
+
+        memset(e->buf + e->used, 0, gap);
+        e->used += gap; /* its refcount can count no more pieces */
     }
     fits = e == NULL ? 0 : qv_min_u64(len, s->extent_size - e->used);
     if (fits < len && e != NULL && e->host + s->extent_size != s->end) {
@@ -531,16 +534,16 @@ bool qcow2_stream_new(struct qv_node *file, const struct qcow2_create_opts *opts
         qcow2_header_clear(&h);
         return false;
     }
-    if (h.refcount_order != 4 || h.backing_file != NULL || opts->prealloc != QCOW2_PREALLOC_OFF) {
+    if (h.backing_file != NULL || opts->prealloc != QCOW2_PREALLOC_OFF) {
         qcow2_header_clear(&h);
         return qv_fail(error, QV_ERROR_USAGE,
-                       "compressed images have no preallocation, no backing image and refcounts of "
-                       "16 bits");
+                       "compressed images have no preallocation and no backing image");
     }
     s = g_new0(struct qcow2_stream, 1);
     s->file = file;
     s->h = h;
     s->cs = qcow2_cluster_size(&h);
+    s->refs_max = qv_min_u64(qcow2_refcount_max(&h), UINT16_MAX);
     s->extent_size = qv_max_u64(EXTENT, s->cs);
     s->batch = qv_max_u64(BATCH, s->cs);
     s->end = s->cs; /* the header */

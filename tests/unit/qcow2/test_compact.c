@@ -11,7 +11,10 @@
 #include "base/error.h"
 #include "format/qcow2/compact.h"
 #include "format/qcow2/qcow2.h"
+#include "bitmap_image.h"
 #include "format/qcow2/snapshot.h"
+#include "format/qcow2/stream.h"
+#include "format/qcow2/tables.h"
 #include "format/qcow2/walk.h"
 #include "mem_node.h"
 
@@ -238,6 +241,195 @@ static void test_a_damaged_image_is_left_alone(void **state)
     qv_thread_run_co(thread, co_task_damaged, NULL);
 }
 
+/* ---- refcounts above the references ---- */
+
+/* The file in the middle of a snapshot's deletion, as power loss would leave it. */
+static void copy_first_step(void *arg, double done)
+{
+    struct mem_file **files = arg; /* the image, and the copy */
+
+    if (files[1]->size == 0 && done < 1) {
+        mem_file_set(files[1], files[0]->data, files[0]->size);
+    }
+}
+
+/* An image of version 2, which has no mark for it, with what a deletion that was cut off leaves. */
+static void co_cut_deletion(struct mem_file *out)
+{
+    struct qcow2_create_opts opts = {.size = SIZE, .cluster_size = 4096, .version = 2};
+    struct qcow2_snapshot_opts name = {.name = "s"};
+    struct mem_file file = {0}, *files[] = {&file, out};
+    struct qcow2_delete_opts steps = {.step = 1, .progress = copy_first_step, .arg = files};
+    struct qv_node *node = mem_node_new(&file, false);
+
+    g_assert_true(qcow2_co_create(node, &opts, NULL));
+    qv_node_co_close_tree(node);
+    node = co_open(&file, NULL);
+    co_fill(node, 0, SIZE, 1);
+    g_assert_true(qcow2_co_snapshot_create(node, &name, NULL, NULL));
+    co_fill(node, 0, SIZE / 4, 2);
+    co_fill(node, SIZE / 2, SIZE / 4, 3);
+    g_assert_true(qcow2_co_snapshot_delete(node, "s", &steps, NULL));
+    qv_node_co_close_tree(node);
+    mem_file_clear(&file);
+}
+
+static void co_task_too_high(void *arg)
+{
+    struct mem_file file = {0};
+    struct qcow2_compact_result result;
+    g_autofree uint8_t *before = NULL, *after = NULL;
+    struct qcow2_check found;
+
+    (void)arg;
+    co_cut_deletion(&file);
+    found = co_check(&file);
+    g_assert_cmpuint(found.corruptions, ==, 0);
+    g_assert_cmpuint(found.leaks, >, 256); /* what the disk has alone now, and what nobody has */
+    before = co_content(&file, "");
+    co_compact(&file, 0, &result); /* clean after it, flags and all */
+    after = co_content(&file, "");
+    g_assert_cmpmem(before, SIZE, after, SIZE);
+    g_assert_cmpuint(result.leaked, ==, found.leaks);
+    g_assert_cmpuint(result.moved, >, 0);
+    g_assert_cmpuint(result.stuck, ==, 0);
+    g_assert_cmpuint(file.size, <, SIZE + 24 * 4096);
+    qcow2_check_clear(&found);
+    mem_file_clear(&file);
+}
+
+static void test_refcounts_above_the_references_are_lowered(void **state)
+{
+    (void)state;
+    qv_thread_run_co(thread, co_task_too_high, NULL);
+}
+
+/* ---- bitmaps ---- */
+
+/* Behind all of the disk, of which half goes. */
+static void co_bitmap_image(struct mem_file *file, uint32_t flags)
+{
+    struct qv_node *node;
+
+    co_make(file, 4096);
+    node = co_open(file, NULL);
+    co_fill(node, 0, SIZE, 1);
+    g_assert_cmpuint((uint64_t)qv_node_co_close_tree(node), ==, 0);
+    node = mem_node_new(file, false);
+    bitmap_co_add(node, flags, 9);
+    qv_node_co_close_tree(node);
+    node = co_open(file, NULL);
+    for (uint64_t at = 0; at < SIZE; at += 65536) {
+        co_fill(node, at, 512, 1);
+    }
+    g_assert_cmpuint((uint64_t)(qv_co_zero(node, 0, SIZE / 2, QV_IO_MAY_UNMAP)), ==, 0);
+    g_assert_cmpuint((uint64_t)qv_node_co_close_tree(node), ==, 0);
+}
+
+static uint8_t *co_bits(struct mem_file *file, uint32_t flags, uint64_t *nbits)
+{
+    struct qv_node *node = mem_node_new(file, true);
+    uint8_t *bits = NULL;
+    uint32_t now = 0;
+
+    g_assert_true(bitmap_co_read(node, &now, &bits, nbits));
+    g_assert_cmpuint(now, ==, flags);
+    qv_node_co_close_tree(node);
+    return bits;
+}
+
+static void co_bitmaps(uint32_t flags)
+{
+    struct mem_file file = {0};
+    struct qcow2_compact_result result;
+    uint64_t nbits = 0, nbits_after = 0;
+    g_autofree uint8_t *before = NULL, *after = NULL;
+
+    co_bitmap_image(&file, flags);
+    before = co_bits(&file, flags, &nbits);
+    co_compact(&file, 0, &result);
+    g_assert_cmpuint(result.stuck, ==, 0);
+    g_assert_cmpuint(file.size, <, SIZE / 2 + SIZE / 16);
+    after = co_bits(&file, flags, &nbits_after);
+    g_assert_cmpuint(nbits, ==, nbits_after);
+    g_assert_true(memcmp(before, after, nbits / 8) == 0);
+    co_compact(&file, 0, &result);
+    g_assert_cmpuint(result.moved, ==, 0);
+    mem_file_clear(&file);
+}
+
+static void co_task_bitmaps(void *arg)
+{
+    (void)arg;
+    co_bitmaps(QCOW2_BITMAP_FLAG_AUTO);
+    co_bitmaps(0);
+}
+
+static void test_bitmaps_move(void **state)
+{
+    (void)state;
+    qv_thread_run_co(thread, co_task_bitmaps, NULL);
+}
+
+/* ---- compressed clusters ---- */
+
+static void co_compressed(unsigned refcount_bits)
+{
+    struct qcow2_create_opts opts = {
+        .size = SIZE, .cluster_size = 4096, .refcount_bits = refcount_bits};
+    struct qcow2_snapshot_opts name = {.name = "s"};
+    struct mem_file file = {0};
+    struct qv_node *node = mem_node_new(&file, false);
+    struct qcow2_compact_result result;
+    g_autofree uint8_t *buf = g_malloc0(SIZE), *before = NULL, *after = NULL;
+    g_autoptr(GRand) dice = g_rand_new_with_seed(refcount_bits);
+    struct qcow2_stream *s = NULL;
+    uint64_t size;
+
+    for (uint64_t i = 0; i < SIZE; i++) { /* three eighths of each cluster are noise */
+        buf[i] = i % 4096 < 1536 ? (uint8_t)g_rand_int(dice) : 0;
+    }
+    g_assert_true(qcow2_stream_new(node, &opts, &s, NULL));
+    g_assert_cmpuint((uint64_t)qcow2_stream_co_write(s, 0, buf, SIZE), ==, 0);
+    g_assert_true(qcow2_stream_co_end(s, NULL));
+    qcow2_stream_free(s);
+    qv_node_co_close_tree(node);
+    co_expect_clean(&file);
+    node = co_open(&file, NULL);
+    if (refcount_bits >= 8) { /* else a refcount has no room for a snapshot */
+        g_assert_true(qcow2_co_snapshot_create(node, &name, NULL, NULL));
+        co_fill(node, SIZE / 2, 65536, 1);
+        g_assert_true(qcow2_co_snapshot_delete(node, "s", NULL, NULL));
+        g_assert_true(qcow2_co_snapshot_create(node, &name, NULL, NULL));
+        g_assert_true(qcow2_co_snapshot_delete(node, "s", NULL, NULL));
+    }
+    g_assert_cmpuint((uint64_t)(qv_co_zero(node, 0, SIZE / 2, QV_IO_MAY_UNMAP)), ==, 0);
+    g_assert_cmpuint((uint64_t)qv_node_co_close_tree(node), ==, 0);
+    size = file.size;
+    before = co_content(&file, "");
+    co_compact(&file, 0, &result);
+    after = co_content(&file, "");
+    g_assert_cmpmem(before, SIZE, after, SIZE);
+    g_assert_cmpuint(result.moved, >, 0);
+    g_assert_cmpuint(result.stuck, ==, 0);
+    g_assert_cmpuint(file.size, <, size * 8 / 10);
+    mem_file_clear(&file);
+}
+
+static void co_task_compressed(void *arg)
+{
+    (void)arg;
+    for (unsigned bits = 1; bits <= 64; bits *= 2) {
+        co_compressed(bits);
+    }
+}
+
+static void test_compressed_clusters_move_with_any_refcounts(void **state)
+{
+    (void)state;
+    qv_thread_run_co(thread, co_task_compressed, NULL);
+}
+
 static _Atomic bool stop;
 
 static void stop_soon(void *arg, double done)
@@ -286,6 +478,9 @@ int main(void)
         cmocka_unit_test(test_leaks_are_given_back),
         cmocka_unit_test(test_a_damaged_image_is_left_alone),
         cmocka_unit_test(test_it_can_be_stopped),
+        cmocka_unit_test(test_refcounts_above_the_references_are_lowered),
+        cmocka_unit_test(test_bitmaps_move),
+        cmocka_unit_test(test_compressed_clusters_move_with_any_refcounts),
     };
     int failed;
 
