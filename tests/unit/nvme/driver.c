@@ -461,6 +461,14 @@ void drv_queues(struct drv *d, unsigned n)
     }
 }
 
+struct drv *drv_started(const struct drv_opts *opts)
+{
+    struct drv *d = drv_new(opts);
+
+    drv_queues(d, 2);
+    return d;
+}
+
 /* ---- I/O ---- */
 
 struct cmd drv_rw(struct drv *d, uint8_t opcode, uint32_t nsid, uint64_t lba, uint32_t blocks,

@@ -112,6 +112,8 @@ unsigned drv_create_cq(struct drv *d, unsigned qid, uint32_t size, unsigned vect
 unsigned drv_create_sq(struct drv *d, unsigned qid, uint32_t size, unsigned cqid);
 /** drv_queues - enables, and creates @n I/O queue pairs. */
 void drv_queues(struct drv *d, unsigned n);
+/** drv_started - a controller that has two of them. */
+struct drv *drv_started(const struct drv_opts *opts);
 
 void *drv_ptr(struct drv *d, uint64_t gpa);
 uint64_t drv_alloc(struct drv *d, uint64_t len);

@@ -1,28 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* NVM commands: every one of them, its data pointers, its errors. NVMe 1.4, 4.3, 4.4, 6. */
+#include "opcodes.h"
+
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "base/log.h"
 #include "driver.h"
-
-enum { FLUSH = 0, WRITE = 1, READ = 2, COMPARE = 5, ZEROES = 8, DSM = 9, VERIFY = 12 };
-#define DNR 0x4000u
-#define FUA (1u << 30)
-
-static struct drv *started(const struct drv_opts *opts)
-{
-    struct drv *d = drv_new(opts);
-
-    drv_queues(d, 2);
-    return d;
-}
 
 static void fill(void *to, size_t len, unsigned seed)
 {
@@ -52,7 +41,7 @@ static void round_trip(struct drv *d, unsigned qid, uint64_t lba, uint32_t block
 
 static void test_read_write_compare(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
 
     round_trip(d, 1, 0, 1, 0);
     round_trip(d, 2, 1, 8, 0);
@@ -66,7 +55,7 @@ static void test_read_write_compare(void **state)
 
 static void test_read_write_4k_blocks(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){.block_size = 4096});
+    struct drv *d = drv_started(&(struct drv_opts){.block_size = 4096});
 
     round_trip(d, 1, 0, 1, 0);
     round_trip(d, 1, DRV_DISK / 4096 - 1, 1, 0);
@@ -79,7 +68,7 @@ static void test_read_write_4k_blocks(void **state)
 /* Scattered pages, more than fit into a request, in both regions of guest memory. */
 static void test_scattered_pages(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     struct cmd cmd = drv_rw(d, WRITE, 1, 0, 8 * 200, DRV_BASE);
     uint64_t area = DRV_BASE + DRV_MEMORY / 2, *list = drv_ptr(d, cmd.prp2);
 
@@ -99,7 +88,7 @@ static void test_scattered_pages(void **state)
 /* A page across the border of two regions that are mapped apart. */
 static void test_buffer_across_regions(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     uint64_t at = DRV_BASE + DRV_MEMORY - 4096;
 
     fill(drv_ptr(d, at), 8192, 9);
@@ -110,7 +99,7 @@ static void test_buffer_across_regions(void **state)
 
 static void test_bad_prps(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     uint64_t page = drv_alloc(d, 4096);
     struct cmd one = drv_rw(d, READ, 1, 0, 8, page), two = drv_rw(d, READ, 1, 0, 16, page);
     struct cmd many = drv_rw(d, WRITE, 1, 0, 64, page), cmd;
@@ -163,7 +152,7 @@ static void set_sgl(struct cmd *cmd, uint64_t at, uint32_t len, uint8_t type)
 
 static void test_sgl_one_block(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     uint64_t at = drv_alloc(d, 65536);
     struct cmd cmd = drv_rw(d, WRITE, 1, 3, 100, at);
 
@@ -188,7 +177,7 @@ static void test_sgl_one_block(void **state)
 
 static void test_sgl_segments(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     uint64_t at = drv_alloc(d, 65536), table = drv_alloc(d, 8192);
     struct sgl *s = drv_ptr(d, table);
     struct cmd cmd = drv_rw(d, READ, 1, 0, 8, at);
@@ -226,7 +215,7 @@ static void test_sgl_segments(void **state)
 /* A list without end costs a bounded time. */
 static void test_sgl_endless(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     uint64_t table = drv_alloc(d, 4096);
     struct sgl *s = drv_ptr(d, table);
     struct cmd cmd = drv_rw(d, READ, 1, 0, 8, table);
@@ -242,7 +231,7 @@ static void test_sgl_endless(void **state)
 
 static void test_flush(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){.disks = 3});
+    struct drv *d = drv_started(&(struct drv_opts){.disks = 3});
 
     assert_int_equal(drv_do(d, 1, (struct cmd){.opcode = FLUSH, .nsid = 2}), 0);
     assert_int_equal(atomic_load(&d->ctl[0].ops[QV_OP_FLUSH]), 0);
@@ -256,7 +245,7 @@ static void test_flush(void **state)
 
 static void test_fua(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     struct cmd cmd = drv_rw(d, WRITE, 1, 0, 8, drv_alloc(d, 4096));
 
     assert_int_equal(drv_do(d, 1, cmd), 0);
@@ -274,7 +263,7 @@ static void test_fua(void **state)
 
 static void test_write_zeroes(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     struct cmd cmd = drv_rw(d, ZEROES, 1, 8, 8, 0);
 
     memset(d->ctl[0].data, 1, 12288);
@@ -301,7 +290,7 @@ struct range {
 
 static void test_dataset_management(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     uint64_t page = drv_alloc(d, 4096);
     struct range *r = drv_ptr(d, page);
     struct cmd cmd = {.opcode = DSM, .nsid = 1, .prp1 = page, .dw10 = 2, .dw11 = 4};
@@ -339,7 +328,7 @@ static void test_dataset_management(void **state)
 
 static void test_discard_is_refused_quietly_where_it_is_off(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){.no_discard = true});
+    struct drv *d = drv_started(&(struct drv_opts){.no_discard = true});
     uint64_t page = drv_alloc(d, 4096);
 
     *(struct range *)drv_ptr(d, page) = (struct range){0, 8, 0};
@@ -351,7 +340,7 @@ static void test_discard_is_refused_quietly_where_it_is_off(void **state)
 
 static void test_compare_finds_one_byte(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     uint64_t at = drv_alloc(d, 1 << 20);
     struct cmd cmd = drv_rw(d, COMPARE, 1, 0, 2048, at);
 
@@ -369,7 +358,7 @@ static void test_compare_finds_one_byte(void **state)
 /* More compares and verifies than there are buffers for them. */
 static void test_many_compares(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     uint64_t at = drv_alloc(d, 1 << 20);
     struct cqe cqe;
 
@@ -394,7 +383,7 @@ static void test_many_compares(void **state)
 static void test_refused_commands(void **state)
 {
     static const uint8_t opcodes[] = {0x04, 0x0d, 0x0e, 0x11, 0x15, 0x7f, 0x80, 0xff};
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     struct cmd cmd = drv_rw(d, READ, 1, 0, 8, drv_alloc(d, 4096)), c;
 
     for (unsigned i = 0; i < G_N_ELEMENTS(opcodes); i++) {
@@ -422,7 +411,7 @@ static void test_refused_commands(void **state)
 
 static void test_readonly(void **state)
 {
-    struct drv *d = started(&(struct drv_opts){.readonly = true});
+    struct drv *d = drv_started(&(struct drv_opts){.readonly = true});
     uint64_t page = drv_alloc(d, 4096);
 
     assert_int_equal(drv_do(d, 1, drv_rw(d, READ, 1, 0, 8, page)), 0);
@@ -441,7 +430,7 @@ static void test_errors_of_the_disk(void **state)
         int err;
         unsigned status;
     } cases[] = {{EIO, 0x280}, {EBADMSG, 0x280 | DNR}, {EUCLEAN, 0x280 | DNR}, {EROFS, 0x20 | DNR}};
-    struct drv *d = started(&(struct drv_opts){0});
+    struct drv *d = drv_started(&(struct drv_opts){0});
     struct cmd cmd = drv_rw(d, WRITE, 1, 0, 8, drv_alloc(d, 4096));
 
     for (unsigned i = 0; i < G_N_ELEMENTS(cases); i++) {
@@ -450,243 +439,6 @@ static void test_errors_of_the_disk(void **state)
     }
     atomic_store(&d->ctl[0].fail, 0);
     assert_int_equal(drv_do(d, 1, cmd), 0);
-    drv_free(d);
-}
-
-/* ---- queues ---- */
-
-/* Rings that wrap, many commands at once, completions in another order. */
-static void test_many_at_once(void **state)
-{
-    struct drv *d = started(&(struct drv_opts){0});
-    uint64_t page = drv_alloc(d, 4096);
-    bool seen[DRV_ENTRIES];
-
-    for (unsigned round = 0; round < 5; round++) {
-        uint16_t first = 0;
-
-        atomic_store(&d->ctl[0].hold, true);
-        memset(seen, 0, sizeof(seen));
-        for (unsigned i = 0; i < DRV_ENTRIES - 1; i++) {
-            struct cmd cmd = drv_rw(d, READ, 1, i * 8, 8, page);
-            uint16_t cid = drv_put(d, 1, &cmd);
-
-            first = i == 0 ? cid : first;
-        }
-        drv_ring(d, 1);
-        drv_held(d, 0, DRV_ENTRIES - 1);
-        atomic_store(&d->ctl[0].hold, false);
-        drv_release(d, 0); /* newest first */
-        for (unsigned i = 0; i < DRV_ENTRIES - 1; i++) {
-            struct cqe cqe = drv_await(d, 1);
-
-            assert_int_equal(cqe.status >> 1, 0);
-            assert_int_equal(cqe.sqhd, d->q[1].tail);
-            assert_false(seen[cqe.cid - first]);
-            seen[cqe.cid - first] = true;
-        }
-        drv_none(d, 1);
-    }
-    drv_free(d);
-}
-
-/* 64 pairs with a vector each, all at work at once; the 65th is refused. */
-static void test_all_queue_pairs(void **state)
-{
-    const unsigned pairs = QV_NVME_QUEUES_MAX;
-    struct drv *d = drv_new(&(struct drv_opts){.queues = pairs});
-    uint64_t data = drv_alloc(d, 4096 * pairs);
-    uint32_t value = 0;
-
-    drv_queues(d, pairs);
-    assert_int_equal(drv_admin(d, (struct cmd){.opcode = 0xa, .dw10 = 7}, &value), 0);
-    assert_int_equal(value, (pairs - 1) << 16 | (pairs - 1));
-    assert_int_equal(drv_admin(d,
-                               (struct cmd){.opcode = 5,
-                                            .prp1 = data,
-                                            .dw10 = 15 << 16 | (pairs + 1),
-                                            .dw11 = 1 << 16 | 3},
-                               NULL),
-                     0x101 | DNR);
-    for (unsigned i = 1; i <= pairs; i++) {
-        struct cmd write = drv_rw(d, 1, 1, 8 * i, 8, data + 4096 * (uint64_t)(i - 1));
-
-        memset(drv_ptr(d, write.prp1), (int)i, 4096);
-        drv_put(d, i, &write);
-    }
-    for (unsigned i = pairs; i >= 1; i--) {
-        drv_ring(d, i);
-    }
-    for (unsigned i = 1; i <= pairs; i++) {
-        struct cqe cqe = drv_await(d, i);
-
-        assert_int_equal(cqe.status >> 1, 0);
-        assert_int_equal(cqe.sqid, i);
-    }
-    drv_meet(d);
-    for (unsigned i = 1; i <= pairs; i++) {
-        uint64_t page = data + 4096 * (uint64_t)(pairs - i);
-
-        assert_int_equal(atomic_load(&d->irq[i].count), 1);
-        assert_int_equal(drv_do(d, i, drv_rw(d, 2, 1, 8 * i, 8, page)), 0);
-        assert_int_equal(((uint8_t *)drv_ptr(d, page))[4095], i);
-    }
-    drv_free(d);
-}
-
-/* The CQ is smaller than what is in flight: completions wait, and none is lost. */
-static void test_full_cq(void **state)
-{
-    struct drv *d = drv_new(&(struct drv_opts){0});
-    struct cmd flush = {.opcode = FLUSH, .nsid = 1};
-    struct cqe cqe;
-
-    drv_enable(d);
-    assert_int_equal(drv_create_cq(d, 1, 4, 1), 0);
-    assert_int_equal(drv_create_sq(d, 1, 64, 1), 0);
-    assert_int_equal(drv_create_sq(d, 2, 64, 1), 0); /* two that complete into one */
-    for (unsigned i = 0; i < 50; i++) {
-        drv_put(d, 1 + i % 2, &flush);
-    }
-    drv_ring(d, 1);
-    drv_ring(d, 2);
-    drv_meet(d);
-    for (unsigned i = 0; i < 50; i++) {
-        cqe = drv_await(d, 1);
-        assert_int_equal(cqe.status >> 1, 0);
-        if (i % 7 == 0) {
-            drv_meet(d);
-        }
-    }
-    drv_none(d, 1);
-    drv_free(d);
-}
-
-static void test_delete_queue_with_io_in_flight(void **state)
-{
-    struct drv *d = started(&(struct drv_opts){0});
-    struct cmd del = {.opcode = 0, .dw10 = 1}, cmd = drv_rw(d, READ, 1, 0, 8, drv_alloc(d, 4096));
-    struct cqe cqe;
-
-    atomic_store(&d->ctl[0].hold, true);
-    for (unsigned i = 0; i < 10; i++) {
-        drv_put(d, 1, &cmd);
-    }
-    drv_ring(d, 1);
-    drv_held(d, 0, 10);
-    drv_put(d, 0, &del);
-    drv_ring(d, 0);
-    drv_none(d, 0); /* it waits for what is in flight */
-    drv_put(d, 1, &cmd);
-    drv_write(d, REG_DB + 8, d->q[1].tail, 4); /* too late: it is being deleted */
-    drv_meet(d);
-    assert_int_equal(atomic_load(&d->ctl[0].held), 10);
-    atomic_store(&d->ctl[0].hold, false);
-    drv_release(d, 0);
-    assert_int_equal(drv_await(d, 0).status >> 1, 0);
-    for (unsigned i = 0; i < 10; i++) {
-        assert_true(drv_get(d, 1, &cqe)); /* they came first */
-    }
-    drv_none(d, 1);
-    assert_int_equal(drv_admin(d, (struct cmd){.opcode = 4, .dw10 = 1}, NULL), 0);
-    assert_int_equal(drv_create_cq(d, 1, 16, 1), 0);
-    assert_int_equal(drv_create_sq(d, 1, 16, 1), 0);
-    assert_int_equal(drv_do(d, 1, cmd), 0);
-    drv_free(d);
-}
-
-/* Completions that wait for room do not hold up the deletion of their queue. */
-static void test_delete_queue_with_completions_waiting(void **state)
-{
-    struct drv *d = drv_new(&(struct drv_opts){0});
-    struct cmd flush = {.opcode = FLUSH, .nsid = 1};
-
-    drv_enable(d);
-    assert_int_equal(drv_create_cq(d, 1, 2, 1), 0);
-    assert_int_equal(drv_create_sq(d, 1, 16, 1), 0);
-    for (unsigned i = 0; i < 8; i++) {
-        drv_put(d, 1, &flush);
-    }
-    drv_ring(d, 1);
-    drv_meet(d);
-    assert_int_equal(drv_admin(d, (struct cmd){.opcode = 0, .dw10 = 1}, NULL), 0);
-    assert_int_equal(drv_admin(d, (struct cmd){.opcode = 4, .dw10 = 1}, NULL), 0);
-    drv_free(d);
-}
-
-/* ---- stopped disks ---- */
-
-static struct drv *with_kept(unsigned n)
-{
-    struct drv *d = started(&(struct drv_opts){.stop_on_error = true});
-    struct cmd cmd = drv_rw(d, WRITE, 1, 0, 8, drv_alloc(d, 4096));
-
-    atomic_store(&d->ctl[0].fail, EIO);
-    for (unsigned i = 0; i < n; i++) {
-        drv_put(d, 1, &cmd);
-    }
-    drv_ring(d, 1);
-    for (int i = 0; i < 50000 && atomic_load(&d->stopped_err) != EIO; i++) {
-        usleep(100);
-    }
-    drv_none(d, 1);
-    return d;
-}
-
-static void test_stopped_disk_goes_on(void **state)
-{
-    struct drv *d = with_kept(5);
-
-    atomic_store(&d->ctl[0].fail, 0);
-    qv_disk_retry(d->disk[0]);
-    for (unsigned i = 0; i < 5; i++) {
-        assert_int_equal(drv_await(d, 1).status >> 1, 0);
-    }
-    drv_none(d, 1);
-    drv_free(d);
-}
-
-static void test_stopped_disk_and_abort(void **state)
-{
-    struct drv *d = with_kept(3);
-    uint16_t cid = d->next_cid; /* the last one */
-    uint32_t dw0;
-    struct cqe cqe;
-
-    assert_int_equal(drv_admin(d, (struct cmd){.opcode = 8, .dw10 = (uint32_t)cid << 16 | 1}, &dw0),
-                     0);
-    assert_int_equal(dw0, 0); /* aborted */
-    cqe = drv_await(d, 1);
-    assert_int_equal(cqe.cid, cid);
-    assert_int_equal(cqe.status >> 1, 7 | DNR);
-    assert_int_equal(drv_admin(d, (struct cmd){.opcode = 8, .dw10 = (uint32_t)cid << 16 | 1}, &dw0),
-                     0);
-    assert_int_equal(dw0, 1); /* there is none any more */
-    drv_none(d, 1);
-    drv_free(d);
-}
-
-static void test_stopped_disk_and_queue_deletion(void **state)
-{
-    struct drv *d = with_kept(3);
-
-    assert_int_equal(drv_admin(d, (struct cmd){.opcode = 0, .dw10 = 1}, NULL), 0);
-    for (unsigned i = 0; i < 3; i++) {
-        struct cqe cqe;
-
-        assert_true(drv_get(d, 1, &cqe));
-        assert_int_equal(cqe.status >> 1, 8 | DNR);
-    }
-    drv_none(d, 1);
-    drv_free(d);
-}
-
-static void test_stopped_disk_and_reset(void **state)
-{
-    struct drv *d = with_kept(3);
-
-    drv_disable(d);
-    drv_none(d, 1);
     drv_free(d);
 }
 
@@ -711,15 +463,6 @@ int main(void)
         cmocka_unit_test(test_refused_commands),
         cmocka_unit_test(test_readonly),
         cmocka_unit_test(test_errors_of_the_disk),
-        cmocka_unit_test(test_many_at_once),
-        cmocka_unit_test(test_all_queue_pairs),
-        cmocka_unit_test(test_full_cq),
-        cmocka_unit_test(test_delete_queue_with_io_in_flight),
-        cmocka_unit_test(test_delete_queue_with_completions_waiting),
-        cmocka_unit_test(test_stopped_disk_goes_on),
-        cmocka_unit_test(test_stopped_disk_and_abort),
-        cmocka_unit_test(test_stopped_disk_and_queue_deletion),
-        cmocka_unit_test(test_stopped_disk_and_reset),
     };
 
     qv_log_init("test", QV_LOG_SILENT);

@@ -73,7 +73,8 @@ uint16_t *driver_used_idx(struct driver *d);
 struct driver_kind {
     bool packed, event_idx;
 };
-extern const struct driver_kind driver_kinds[4];
+enum { DRIVER_SPLIT, DRIVER_SPLIT_EVENT_IDX, DRIVER_PACKED, DRIVER_PACKED_EVENT_IDX };
+extern const struct driver_kind driver_kinds[4]; /* by that */
 
 /** DRIVER_EACH_KIND - four lines of a table of tests: @fn with each kind of ring, its state a
  * pointer into @kinds, which is driver_kinds or has its order. */
@@ -83,6 +84,12 @@ extern const struct driver_kind driver_kinds[4];
         {#fn " packed", fn, NULL, NULL, (void *)(uintptr_t) & (kinds)[2]},                         \
     {                                                                                              \
 #fn " packed event_idx", fn, NULL, NULL, (void *)(uintptr_t) & (kinds)[3]                  \
+    }
+
+/** DRIVER_ONE_KIND - a line of such a table: @fn with one kind of ring only. */
+#define DRIVER_ONE_KIND(fn, kind)                                                                  \
+    {                                                                                              \
+#fn, fn, NULL, NULL, (void *)(uintptr_t)&driver_kinds[kind]                                \
     }
 
 #endif
