@@ -11,6 +11,8 @@
 #define REGION (UINT64_C(1) << 20)
 #define CONFIG VFU_REGION_CONFIG
 
+#define TRIGGER (VFU_SET_EVENTFD | VFU_SET_TRIGGER) /* flags of SET_IRQS */
+
 struct env {
     struct qv_thread *home;
     struct pci_model *model;
