@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "catalog/vms.h"
 #include "job/create.h"
+#include "job/keys.h"
 #include "vm/vm.h"
 
 /* "POOL/NAME" or "NAME"; *@pool is NULL for the latter. */
@@ -87,17 +88,45 @@ bool qv_vm_validate(struct qv_catalog *catalog, const char *path, char **name, G
     return true;
 }
 
-static bool make_image(struct qv_catalog *catalog, const struct qv_vm_disk *disk, GError **error)
+static void made_free(void *data)
+{
+    struct qv_vm_made *made = data;
+
+    qv_create_report_clear(&made->key);
+    g_free(made->image);
+    g_free(made);
+}
+
+static bool make_image(struct qv_catalog *catalog, const struct qv_vm_disk *disk, GPtrArray *made,
+                       GError **error)
 {
     g_autofree char *pool = NULL;
     const char *name;
-    struct qv_create_opts opts = {
-        .format = disk->format, .size = disk->size, .prealloc = disk->prealloc};
+    struct qv_vm_made *one = g_new0(struct qv_vm_made, 1);
+    struct qv_create_opts opts = {.format = disk->format,
+                                  .size = disk->size,
+                                  .prealloc = disk->prealloc,
+                                  .report = &one->key};
 
     split(disk->path, &pool, &name);
     opts.name = name;
     opts.pool = pool;
-    return qv_job_create(catalog, &opts, error);
+    one->image = g_strdup(disk->path);
+    if (!qv_job_create(catalog, &opts, error)) {
+        made_free(one);
+        return false;
+    }
+    g_ptr_array_add(made, one);
+    return true;
+}
+
+/* A key that was made for an image that is gone. */
+static bool unmake_key(struct qv_catalog *catalog, const char *name, GError **error)
+{
+    QV_CLEANUP(qv_keyring_closep) struct qv_keyring *ring = qv_job_keyring(catalog, NULL);
+    QV_CLEANUP(qv_key_freep) struct qv_key *key = NULL;
+
+    return qv_keyring_find(ring, name, &key, error) && qv_job_key_delete(catalog, ring, key, error);
 }
 
 /* Takes back what this command has made. */
@@ -105,10 +134,12 @@ static void unmake(struct qv_catalog *catalog, const GPtrArray *made)
 {
     for (guint i = 0; i < made->len; i++) {
         QV_CLEANUP(qv_image_record_freep) struct qv_image_record *record = NULL;
+        const struct qv_vm_made *one = made->pdata[i];
         g_autoptr(GError) error = NULL;
 
-        if (!qv_catalog_find(catalog, made->pdata[i], NULL, &record, &error) ||
-            !qv_catalog_delete(catalog, record, &error)) {
+        if (!qv_catalog_find(catalog, one->image, NULL, &record, &error) ||
+            !qv_catalog_delete(catalog, record, &error) ||
+            (one->key.made && !unmake_key(catalog, one->key.key, &error))) {
             qv_warn("%s", error->message);
         }
     }
@@ -122,11 +153,8 @@ static bool make_images(struct qv_catalog *catalog, const struct qv_vm_config *c
         bool missing;
 
         if (!disk_missing(catalog, disk, &missing, error) ||
-            (missing && !make_image(catalog, disk, error))) {
+            (missing && !make_image(catalog, disk, made, error))) {
             return false;
-        }
-        if (missing) {
-            g_ptr_array_add(made, disk->path);
         }
     }
     return true;
@@ -143,10 +171,11 @@ static bool name_is_free(struct qv_catalog *catalog, const char *name, GError **
            qv_fail(error, QV_ERROR_EXISTS, "%s: a VM of that name exists", name);
 }
 
-bool qv_vm_create(struct qv_catalog *catalog, const char *path, char **name, GError **error)
+bool qv_vm_create(struct qv_catalog *catalog, const char *path, char **name, GPtrArray **out,
+                  GError **error)
 {
     QV_CLEANUP(qv_vm_config_freep) struct qv_vm_config *config = NULL;
-    g_autoptr(GPtrArray) made = g_ptr_array_new();
+    g_autoptr(GPtrArray) made = g_ptr_array_new_with_free_func(made_free);
 
     if (!load(catalog, path, &config, error) || !name_is_free(catalog, config->name, error)) {
         return false;
@@ -156,6 +185,7 @@ bool qv_vm_create(struct qv_catalog *catalog, const char *path, char **name, GEr
         return false;
     }
     *name = g_strdup(config->name);
+    *out = g_steal_pointer(&made);
     return true;
 }
 

@@ -13,17 +13,26 @@
 
 #include "catalog/catalog.h"
 #include "catalog/images.h"
+#include "job/create.h"
 #include "job/run.h"
 
 /** qv_vm_validate - whether `vm create` would take the configuration @path: it is correct, the
  * images exist or can be made. *@name (may be NULL): the VM's, caller frees. */
 bool qv_vm_validate(struct qv_catalog *catalog, const char *path, char **name, GError **error);
 
+/** An image that qv_vm_create has made, and its key. */
+struct qv_vm_made {
+    char *image;
+    struct qv_create_report key;
+};
+
 /**
  * qv_vm_create - keeps the configuration @path as a new VM; creates the images that have a "size"
- * and do not exist. On failure nothing is left. *@name: the VM's, caller frees.
+ * and do not exist. On failure nothing is left. *@name: the VM's, caller frees. *@made: of struct
+ * qv_vm_made *, one for each image that was created, owned by the array; caller frees.
  */
-bool qv_vm_create(struct qv_catalog *catalog, const char *path, char **name, GError **error);
+bool qv_vm_create(struct qv_catalog *catalog, const char *path, char **name, GPtrArray **made,
+                  GError **error);
 
 /**
  * qv_vm_start - starts the VM; returns when its guest runs. It goes on in processes of its own.

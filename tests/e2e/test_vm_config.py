@@ -42,6 +42,7 @@ def test_create_makes_missing_images_and_keeps_the_configuration(quantavirt, roo
     ([disk("none")], 3, 'storage[0]: none: no such image\nhint: with a "size", vm create makes it'),
     ([disk("a", "raw", size="1M"), disk("b", size="1M")], 2, '"format" is missing'),
     ([disk("a", "raw", size="1M"), disk("b", "raw", size="9000T")], 1, "not enough space"),
+    ([disk("a", "encrypted", size="1M"), disk("b", "raw", size="9000T")], 1, "not enough space"),
     ([disk("/nowhere/x", "raw")], 3, "no such file or device"),
     ([disk("a", "raw", size="1M", quueues=1)], 2, 'unknown key "quueues" in storage[0]'),
 ])
@@ -49,8 +50,21 @@ def test_failed_create_leaves_nothing(quantavirt, root, disks, code, text):
     result = Vm(quantavirt, root, "web", disks).create(code=code)
     assert text in result.stderr
     assert names(root / "images") == [] and names(root / "configs") == []
+    assert quantavirt("pqc", "key-list", "--json").json() == []
     if code != 1:  # what cannot be known beforehand
         quantavirt("vm", "validate", "--config", root.parent / "web.json", code=code)
+
+
+def test_an_encrypted_image_gets_a_key_of_its_own_and_is_told_of(quantavirt, root):
+    vm = Vm(quantavirt, root, "web", [disk("plain", "raw", size="1M"), disk("secret", "encrypted", size="1M")])
+    path = root.parent / "web.json"
+    path.write_text(json.dumps(vm.config))
+    out = quantavirt("vm", "create", "--config", path).stdout
+    assert "Created plain for it" in out and "Created secret for it" in out
+    assert "Made key secret for it in store software; losing it is losing the disk (pqc key-export saves it)" in out
+    assert out.count("Made key") == 1
+    assert [k["name"] for k in quantavirt("pqc", "key-list", "--json").json()] == ["secret"]
+    quantavirt("storage", "resize", "secret", "--size", "2M")  # it opens
 
 
 def test_a_vm_that_does_not_run(quantavirt, root):
