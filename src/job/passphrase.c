@@ -2,7 +2,11 @@
 /* Passphrases: from a file, or from the terminal. Never from arguments or the environment. */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -60,14 +64,41 @@ static struct qv_secret *from_file(const char *path, GError **error)
     return read_passphrase(fd, false, path, error);
 }
 
-/* One line without echo. */
+/* Signals that end or stop a command: they wait until the terminal echoes again. */
+static int hold_signals(sigset_t *before)
+{
+    static const int ending[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP};
+    sigset_t set;
+
+    sigemptyset(&set);
+    for (size_t i = 0; i < G_N_ELEMENTS(ending); i++) {
+        sigaddset(&set, ending[i]);
+    }
+    pthread_sigmask(SIG_BLOCK, &set, before);
+    return signalfd(-1, &set, SFD_CLOEXEC);
+}
+
+/* Until a line is there; false: one of these signals is, or nothing will ever come. */
+static bool wait_for_line(int tty, int signals)
+{
+    struct pollfd fds[] = {{.fd = tty, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+    int n;
+
+    do {
+        n = poll(fds, G_N_ELEMENTS(fds), -1);
+    } while (n < 0 && errno == EINTR);
+    return n > 0 && fds[1].revents == 0;
+}
+
+/* One line without echo. A signal meanwhile takes effect when the terminal is as it was. */
 static struct qv_secret *ask_once(int tty, const char *prompt, GError **error)
 {
     struct termios before, quiet;
-    struct qv_secret *secret;
-    bool changed;
+    struct qv_secret *secret = NULL;
+    sigset_t mask;
+    QV_CLEANUP(qv_close_fd) int signals = hold_signals(&mask);
+    bool changed = tcgetattr(tty, &before) == 0;
 
-    changed = tcgetattr(tty, &before) == 0;
     if (changed) {
         quiet = before;
         quiet.c_lflag &= ~(tcflag_t)ECHO;
@@ -76,13 +107,18 @@ static struct qv_secret *ask_once(int tty, const char *prompt, GError **error)
     if (write(tty, prompt, strlen(prompt)) < 0) {
         /* it is only a prompt */
     }
-    secret = read_passphrase(tty, true, "terminal", error);
+    if (wait_for_line(tty, signals)) {
+        secret = read_passphrase(tty, true, "terminal", error);
+    } else {
+        qv_fail(error, QV_ERROR_FAILED, "terminal: interrupted");
+    }
     if (changed) {
         tcsetattr(tty, TCSAFLUSH, &before);
         if (write(tty, "\n", 1) < 0) {
             /* cosmetic */
         }
     }
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
     return secret;
 }
 
