@@ -48,16 +48,11 @@ static bool walk_by_vm(void *arg, const struct qv_job_watch *watch, struct qv_re
 const struct qv_slot_writer *cli_slot_writer(struct cli *cli, const struct qv_image_record *record,
                                              struct cli_slot_writer *out)
 {
-    struct qv_lock_owner owner = {0};
-    bool known = false;
-
     *out = (struct cli_slot_writer){.cli = cli, .record = record};
-    if (qv_catalog_owner(cli->catalog, record, &owner, &known) && known &&
-        g_strcmp0(owner.kind, "vm") == 0 && g_strcmp0(owner.mode, "write") == 0) {
-        out->vm = g_steal_pointer(&owner.name);
+    out->vm = cli_writing_vm(cli->catalog, record);
+    if (out->vm != NULL) {
         out->writer = (struct qv_slot_writer){set_by_vm, replace_by_vm, walk_by_vm, out};
     }
-    qv_lock_owner_clear(&owner);
     return out->vm != NULL ? &out->writer : NULL;
 }
 
