@@ -7,14 +7,13 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "co_thread.h"
 #include "base/error.h"
 #include "enc_image.h"
 #include "format/encrypted/area.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/walk.h"
 #include "mem_node.h"
-
-static struct qv_thread *thread;
 
 struct call {
     void (*co)(struct qv_node *file);
@@ -34,7 +33,7 @@ static void run(struct mem_file *file, void (*co)(struct qv_node *file))
 {
     struct call c = {co, file};
 
-    qv_thread_run_co(thread, co_call, &c);
+    qv_thread_run_co(co_thread, co_call, &c);
 }
 
 static uint64_t cluster_size; /* of co_create; 0: the default */
@@ -394,20 +393,6 @@ static void test_epochs_are_bounded(void **state)
     enc_area_clear(&area);
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    thread = qv_thread_new("test", NULL);
-    return thread == NULL;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    qv_thread_free(thread);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -425,5 +410,5 @@ int main(void)
         cmocka_unit_test(test_epochs_are_bounded),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, co_thread_start, co_thread_stop);
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "co_thread.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "enc_image.h"
@@ -20,8 +21,6 @@
 
 #define SIZE (UINT64_C(4) << 20)
 #define META (UINT64_C(640) << 10) /* both key areas, the log */
-
-static struct qv_thread *thread;
 
 /* Coroutines run on a thread of their own, where cmocka cannot end a test: g_assert ends the
  * program. */
@@ -187,7 +186,7 @@ static void co_all(void *arg)
 static void test_the_file_shrinks_to_what_is_used(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_all, NULL);
+    qv_thread_run_co(co_thread, co_all, NULL);
 }
 
 /* ---- a sector that does not authenticate moves along, and stays what it is ---- */
@@ -223,23 +222,14 @@ static void co_bad(void *arg)
 static void test_a_bad_sector_stays_bad(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_bad, NULL);
+    qv_thread_run_co(co_thread, co_bad, NULL);
 }
 
 static int setup(void **state)
 {
-    (void)state;
     qv_log_init("test", QV_LOG_SILENT);
     enc_test_nonces_record();
-    thread = qv_thread_new("test", NULL);
-    return thread == NULL;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    qv_thread_free(thread);
-    return 0;
+    return co_thread_start(state);
 }
 
 int main(void)
@@ -249,5 +239,5 @@ int main(void)
         cmocka_unit_test(test_a_bad_sector_stays_bad),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, co_thread_stop);
 }

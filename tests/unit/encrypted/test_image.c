@@ -8,6 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "co_thread.h"
 #include <errno.h>
 
 #include "base/error.h"
@@ -17,8 +18,6 @@
 #include "mem_node.h"
 
 #define SIZE (UINT64_C(64) << 10) /* 16 sectors */
-
-static struct qv_thread *thread;
 
 struct call {
     void (*co)(struct mem_file *file);
@@ -36,7 +35,7 @@ static void run(void (*co)(struct mem_file *file), struct mem_file *file)
 {
     struct call c = {co, file};
 
-    qv_thread_run_co(thread, co_call, &c);
+    qv_thread_run_co(co_thread, co_call, &c);
 }
 
 static uint64_t image_size;
@@ -299,19 +298,15 @@ static void test_reading_replays_in_memory(void **state)
 
 static int setup(void **state)
 {
-    (void)state;
     enc_test_nonces_record();
-    thread = qv_thread_new("test", NULL);
-    return thread == NULL;
+    return co_thread_start(state);
 }
 
 static int teardown(void **state)
 {
-    (void)state;
     assert_true(enc_test_nonces_count() > 100);
-    qv_thread_free(thread);
     g_clear_pointer(&good, g_free);
-    return 0;
+    return co_thread_stop(state);
 }
 
 int main(void)

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "co_thread.h"
 #include <errno.h>
 
 #include "base/error.h"
@@ -20,12 +21,11 @@
 #define SIZE    (SECTORS * 4096u)
 #define RING    14u /* blocks of a log of 64 KiB; a record takes four at most */
 
-static struct qv_thread *thread;
 static uint8_t want[SIZE]; /* what was flushed */
 
 static void run(void (*co)(void *arg), struct mem_file *file)
 {
-    qv_thread_run_co(thread, co, file);
+    qv_thread_run_co(co_thread, co, file);
 }
 
 static void co_create(void *arg)
@@ -260,18 +260,9 @@ static void test_a_full_ring_waits_for_no_sector_that_is_behind(void **state)
 
 static int setup(void **state)
 {
-    (void)state;
     qv_log_init("test", QV_LOG_SILENT);
     enc_test_nonces_record();
-    thread = qv_thread_new("test", NULL);
-    return thread == NULL;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    qv_thread_free(thread);
-    return 0;
+    return co_thread_start(state);
 }
 
 int main(void)
@@ -282,5 +273,5 @@ int main(void)
         cmocka_unit_test(test_a_full_ring_waits_for_no_sector_that_is_behind),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, co_thread_stop);
 }

@@ -8,12 +8,11 @@
 #include <sys/mman.h>
 #include <cmocka.h>
 
+#include "co_thread.h"
 #include "base/error.h"
 #include "filter/faults/faults.h"
 #include "filter/recorder/recorder.h"
 #include "mem_node.h"
-
-static struct qv_thread *thread;
 
 /* Each test body runs in a coroutine; it must not leave by a failed assertion, so it collects
  * results in a struct and the test looks at them. */
@@ -83,7 +82,7 @@ static void test_recorder_logs_all_changes_in_order(void **state)
 
     (void)state;
     qv_record_log_init(&r.log);
-    qv_thread_run_co(thread, co_record, &r);
+    qv_thread_run_co(co_thread, co_record, &r);
     for (unsigned i = 0; i < 7; i++) {
         assert_int_equal(r.rc[i], 0);
     }
@@ -107,7 +106,7 @@ static void test_log_survives_save_and_load(void **state)
     (void)state;
     qv_record_log_init(&r.log);
     qv_record_log_init(&again);
-    qv_thread_run_co(thread, co_record, &r);
+    qv_thread_run_co(co_thread, co_record, &r);
     assert_true(qv_record_log_save(&r.log, fd, NULL));
     assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
     assert_true(qv_record_log_load(&again, fd, NULL));
@@ -149,7 +148,7 @@ static void co_faulty(void *arg)
 
 static void expect_results(struct faulty *f, const int want[6])
 {
-    qv_thread_run_co(thread, co_faulty, f);
+    qv_thread_run_co(co_thread, co_faulty, f);
     for (unsigned i = 0; i < 6; i++) {
         assert_int_equal(f->rc[i], want[i]);
     }
@@ -208,20 +207,6 @@ static void test_torn_write_leaves_half(void **state)
     mem_file_clear(&f.file);
 }
 
-static int start(void **state)
-{
-    (void)state;
-    thread = qv_thread_new("test", NULL);
-    return thread == NULL;
-}
-
-static int stop(void **state)
-{
-    (void)state;
-    qv_thread_free(thread);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -232,5 +217,5 @@ int main(void)
         cmocka_unit_test(test_faults_fail_all_from_the_nth),
         cmocka_unit_test(test_torn_write_leaves_half),
     };
-    return cmocka_run_group_tests(tests, start, stop);
+    return cmocka_run_group_tests(tests, co_thread_start, co_thread_stop);
 }

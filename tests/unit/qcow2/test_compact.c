@@ -8,6 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "co_thread.h"
 #include "base/error.h"
 #include "format/qcow2/compact.h"
 #include "format/qcow2/qcow2.h"
@@ -19,8 +20,6 @@
 #include "mem_node.h"
 
 #define SIZE (UINT64_C(4) << 20)
-
-static struct qv_thread *thread;
 
 /* Coroutines run on a thread of their own, where cmocka cannot end a test: g_assert ends the
  * program. */
@@ -163,7 +162,7 @@ static void co_task_shrinks(void *arg)
 static void test_the_file_shrinks_to_what_is_used(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_task_shrinks, NULL);
+    qv_thread_run_co(co_thread, co_task_shrinks, NULL);
 }
 
 static void co_task_leaks(void *arg)
@@ -204,7 +203,7 @@ static void co_task_leaks(void *arg)
 static void test_leaks_are_given_back(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_task_leaks, NULL);
+    qv_thread_run_co(co_thread, co_task_leaks, NULL);
 }
 
 static void co_task_damaged(void *arg)
@@ -238,7 +237,7 @@ static void co_task_damaged(void *arg)
 static void test_a_damaged_image_is_left_alone(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_task_damaged, NULL);
+    qv_thread_run_co(co_thread, co_task_damaged, NULL);
 }
 
 /* ---- refcounts above the references ---- */
@@ -301,7 +300,7 @@ static void co_task_too_high(void *arg)
 static void test_refcounts_above_the_references_are_lowered(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_task_too_high, NULL);
+    qv_thread_run_co(co_thread, co_task_too_high, NULL);
 }
 
 /* ---- bitmaps ---- */
@@ -368,7 +367,7 @@ static void co_task_bitmaps(void *arg)
 static void test_bitmaps_move(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_task_bitmaps, NULL);
+    qv_thread_run_co(co_thread, co_task_bitmaps, NULL);
 }
 
 /* ---- compressed clusters ---- */
@@ -427,7 +426,7 @@ static void co_task_compressed(void *arg)
 static void test_compressed_clusters_move_with_any_refcounts(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_task_compressed, NULL);
+    qv_thread_run_co(co_thread, co_task_compressed, NULL);
 }
 
 static _Atomic bool stop;
@@ -468,7 +467,7 @@ static void co_task_stopped(void *arg)
 static void test_it_can_be_stopped(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_task_stopped, NULL);
+    qv_thread_run_co(co_thread, co_task_stopped, NULL);
 }
 
 int main(void)
@@ -482,10 +481,6 @@ int main(void)
         cmocka_unit_test(test_bitmaps_move),
         cmocka_unit_test(test_compressed_clusters_move_with_any_refcounts),
     };
-    int failed;
 
-    thread = qv_thread_new("test", NULL);
-    failed = cmocka_run_group_tests(tests, NULL, NULL);
-    qv_thread_free(thread);
-    return failed;
+    return cmocka_run_group_tests(tests, co_thread_start, co_thread_stop);
 }

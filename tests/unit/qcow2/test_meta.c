@@ -7,14 +7,13 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "co_thread.h"
 #include "base/error.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/rebuild.h"
 #include "format/qcow2/walk.h"
 #include "mem_node.h"
-
-static struct qv_thread *thread;
 
 /* ---- one call in a coroutine ---- */
 
@@ -54,7 +53,7 @@ static void co_call(void *arg)
 
 static bool run(struct call *c)
 {
-    qv_thread_run_co(thread, co_call, c);
+    qv_thread_run_co(co_thread, co_call, c);
     return c->ok;
 }
 
@@ -525,20 +524,6 @@ static void test_rebuild_leaves_clean_images_alone(void **state)
     mem_file_clear(&i.file);
 }
 
-static int start(void **state)
-{
-    (void)state;
-    thread = qv_thread_new("test", NULL);
-    return thread == NULL;
-}
-
-static int stop(void **state)
-{
-    (void)state;
-    qv_thread_free(thread);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -560,5 +545,5 @@ int main(void)
         cmocka_unit_test(test_rebuild_keeps_its_hands_off_worse_damage),
         cmocka_unit_test(test_rebuild_leaves_clean_images_alone),
     };
-    return cmocka_run_group_tests(tests, start, stop);
+    return cmocka_run_group_tests(tests, co_thread_start, co_thread_stop);
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "co_thread.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "filter/faults/faults.h"
@@ -22,8 +23,6 @@
 #define DISK (UINT64_C(192) << 10)
 #define THEN 0x11 /* what the disk held when the snapshot "s" was made */
 #define NOW  0x22
-
-static struct qv_thread *thread;
 
 /* ---- helpers; in coroutines ---- */
 
@@ -152,7 +151,7 @@ static void co_fields(void *arg)
 static void test_names_ids_and_fields(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_fields, NULL);
+    qv_thread_run_co(co_thread, co_fields, NULL);
 }
 
 static void co_limits(void *arg)
@@ -187,7 +186,7 @@ static void co_limits(void *arg)
 static void test_limits_of_the_format(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_limits, NULL);
+    qv_thread_run_co(co_thread, co_limits, NULL);
 }
 
 /* ---- each request fails once ---- */
@@ -294,7 +293,7 @@ static void test_each_request_may_fail(void **state)
                                 .all_after = all_after != 0,
                                 .error = op == CREATE ? ENOSPC : EIO};
 
-            qv_thread_run_co(thread, co_faults, &plan);
+            qv_thread_run_co(co_thread, co_faults, &plan);
         }
     }
 }
@@ -378,7 +377,7 @@ static void co_cut_off(void *arg)
 static void test_the_rest_of_a_deletion_is_free_when_opened_again(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_cut_off, NULL);
+    qv_thread_run_co(co_thread, co_cut_off, NULL);
 }
 
 static void co_cut_off_v2(void *arg)
@@ -403,22 +402,13 @@ static void co_cut_off_v2(void *arg)
 static void test_version_2_gives_the_rest_back_to_repair(void **state)
 {
     (void)state;
-    qv_thread_run_co(thread, co_cut_off_v2, NULL);
+    qv_thread_run_co(co_thread, co_cut_off_v2, NULL);
 }
 
 static int setup(void **state)
 {
-    (void)state;
     qv_log_init("test", QV_LOG_SILENT);
-    thread = qv_thread_new("test", NULL);
-    return thread == NULL;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    qv_thread_free(thread);
-    return 0;
+    return co_thread_start(state);
 }
 
 int main(void)
@@ -431,5 +421,5 @@ int main(void)
         cmocka_unit_test(test_version_2_gives_the_rest_back_to_repair),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, co_thread_stop);
 }
