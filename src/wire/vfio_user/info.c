@@ -60,10 +60,13 @@ int vfu_get_region_info(struct vfu_session *ses, GError **error)
     }
     if (bar != NULL && bar->shared.fd >= 0 && bar->shared.size > 0) {
         fd = bar->shared.fd;
-        reply.info.flags |= VFU_RF_MMAP | VFU_RF_CAPS;
+        reply.info.flags |= VFU_RF_MMAP;
         reply.info.offset = bar->shared.fd_offset - bar->shared.offset;
         reply.info.argsz = sizeof(reply);
-        reply.info.cap_offset = room >= sizeof(reply) ? sizeof(reply.info) : 0;
+        if (room >= sizeof(reply)) { /* QEMU refuses the flag without a place to look at */
+            reply.info.flags |= VFU_RF_CAPS;
+            reply.info.cap_offset = sizeof(reply.info);
+        }
         reply.cap = (struct vfu_sparse_cap){.id = 1,
                                             .version = 1,
                                             .areas = 1,

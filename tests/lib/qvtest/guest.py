@@ -97,18 +97,19 @@ def accelerator():
 
 
 def boot(script, qemu_args=(), *, flavour="cloud", initrd=None, wait=(), memory="512M", cpus=1, timeout=120, qemu=None,
-         machine="q35", started=None):
+         machine="q35", started=None, extra=""):
     """Boots the guest in a plain QEMU, without QuantaVirt's VM engine; for disks given by `qemu_args`.
 
     Memory is a shared memfd, as vhost-user disks need. A guest that hangs is killed after `timeout`
     seconds and comes back without a status, so `.check()` it. started: called with QEMU's Popen.
+    extra: further kernel parameters.
     """
     argv = [qemu or paths.engine_program("qemu-system-x86_64"), "-machine", f"{machine},memory-backend=mem",
             "-accel", accelerator(), "-m", memory, "-smp", cpus,
             "-object", f"memory-backend-memfd,id=mem,size={memory},share=on",
             "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
             "-kernel", kernel(flavour), "-initrd", initrd or initramfs(flavour),
-            "-append", cmdline(script, wait), *qemu_args]
+            "-append", cmdline(script, wait, extra=extra), *qemu_args]
     with subprocess.Popen([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT) as qemu_process:
         try:

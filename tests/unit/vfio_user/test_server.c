@@ -122,6 +122,9 @@ static void test_region_info_says_how_much_room_it_needs(void **state)
     assert_int_equal(client_recv(&env->c, id, &r, sizeof(r), &size, &fd), 0);
     assert_int_equal(size, sizeof(r));
     assert_int_equal(r.argsz, sizeof(r) + sizeof(struct vfu_sparse_cap));
+    assert_int_equal(r.flags,
+                     VFU_RF_READ | VFU_RF_WRITE | VFU_RF_MMAP); /* none is in the message */
+    assert_int_equal(r.cap_offset, 0);
     close(fd);
     r = (struct vfu_region_info){.argsz = sizeof(r), .index = CONFIG};
     assert_int_equal(client_call(&env->c, VFU_GET_REGION_INFO, &r, sizeof(r), sizeof(r)), 0);
