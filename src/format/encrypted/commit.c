@@ -137,7 +137,7 @@ static void timer_arm(struct qv_work *work)
 
 void enc_written(struct enc_image *enc)
 {
-    if (atomic_load_explicit(&enc->n_dirty, memory_order_relaxed) > enc->n_slots / 4) {
+    if (atomic_load_explicit(&enc->n_dirty, memory_order_relaxed) > enc->kick_at) {
         bool running;
 
         pthread_mutex_lock(&enc->commit.lock);

@@ -35,6 +35,7 @@ struct enc_part {
     struct qv_co *co;
     bool sleeping;
     unsigned in_flight;
+    struct enc_run *spare; /* part.c's */
     int record_result;
 };
 

@@ -151,6 +151,7 @@ struct enc_image {
     struct qv_co_queue pool_waiters;
     int pool_error; /* the last commit failed */
     _Atomic uint64_t n_dirty;
+    uint64_t kick_at; /* dirty slots from which on a commit begins */
 
     struct {
         pthread_mutex_t lock;

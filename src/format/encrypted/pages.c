@@ -141,7 +141,7 @@ struct enc_page *enc_page_find(struct enc_image *enc, struct enc_shard *s, uint6
     while (p != NULL && p->number != number) {
         p = p->hash_next;
     }
-    if (p != NULL) {
+    if (p != NULL && !p->touched) {
         p->touched = true;
     }
     return p;

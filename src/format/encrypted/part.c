@@ -16,26 +16,32 @@
 
 #define WRITES_AT_ONCE 64u
 #define MERGE_MAX      256u /* sectors written together where they lie together */
+#define RUN_SMALL      4u   /* of so many the memory is used again */
 
 /* ---- writes ---- */
 
-struct run {
+/* Neighbours written together. */
+struct enc_run {
     struct qv_io io;
     struct enc_part *p;
     struct enc_slot **v;
-    unsigned n;
+    unsigned n, room;
     struct iovec iov[];
 };
 
 static void run_done(struct qv_io *io)
 {
-    struct run *run = qv_container_of(io, struct run, io);
+    struct enc_run *run = qv_container_of(io, struct enc_run, io);
     struct enc_part *p = run->p;
 
     for (unsigned i = 0; i < run->n; i++) {
         run->v[i]->result = io->result;
     }
-    free(run);
+    if (run->room == RUN_SMALL && p->spare == NULL) {
+        p->spare = run;
+    } else {
+        free(run);
+    }
     p->in_flight--;
     if (p->sleeping) {
         p->sleeping = false;
@@ -52,13 +58,31 @@ static void co_wait(struct enc_part *p, unsigned most)
     }
 }
 
+/* The spare one, if it is large enough. */
+static struct enc_run *run_new(struct enc_part *p, unsigned n)
+{
+    unsigned room = MAX(n, RUN_SMALL);
+    struct enc_run *run = p->spare;
+
+    if (n > RUN_SMALL || run == NULL) {
+        run = malloc(sizeof(*run) + room * sizeof(run->iov[0]));
+    } else {
+        p->spare = NULL;
+    }
+    if (run != NULL) {
+        run->room = room;
+    }
+    return run;
+}
+
 static void co_submit_run(struct enc_part *p, struct enc_slot **v, unsigned n)
 {
-    struct run *run = calloc(1, sizeof(*run) + n * sizeof(run->iov[0]));
     struct enc_image *enc = p->r->enc;
+    struct enc_run *run;
     int iovs = 0;
 
     co_wait(p, WRITES_AT_ONCE - 1);
+    run = run_new(p, n);
     if (run == NULL) {
         for (unsigned i = 0; i < n; i++) {
             v[i]->result = -ENOMEM;
@@ -294,5 +318,6 @@ int enc_co_part(struct enc_part *p, bool last)
         enc->applied = enc->log.seq - 1;
     }
     free(p->buf);
+    free(p->spare);
     return ret;
 }

@@ -37,7 +37,7 @@ void enc_report_bad(struct enc_image *enc, uint64_t host, uint64_t guest)
 /* Lock held. */
 void enc_look(struct enc_page *p, unsigned i, struct enc_source *out)
 {
-    out->slot = p->slot[i];
+    out->slot = p->n_slots > 0 ? p->slot[i] : NULL; /* far from what else is looked at */
     out->entry = p->e[i];
     if (out->slot != NULL) {
         enc_slot_ref(out->slot);
@@ -247,7 +247,7 @@ static bool look_all(struct enc_image *enc, uint64_t first, struct read *r, bool
 bool enc_read_start(struct enc_image *enc, struct qv_io *io)
 {
     unsigned n = (unsigned)(io->len / ENC_SECTOR);
-    struct read *r = calloc(1, sizeof(*r) + n * sizeof(r->src[0]));
+    struct read *r = malloc(sizeof(*r) + n * sizeof(r->src[0]));
     bool from_file = false;
     int ret;
 
@@ -258,6 +258,10 @@ bool enc_read_start(struct enc_image *enc, struct qv_io *io)
     r->io = io;
     r->enc = enc;
     r->n = n;
+    r->bad = 0;
+    for (unsigned i = 0; i < n; i++) {
+        r->src[i].slot = NULL;
+    }
     if (!look_all(enc, io->offset / ENC_SECTOR, r, &from_file)) {
         for (unsigned i = 0; i < n; i++) {
             enc_source_end(enc, &r->src[i]);
