@@ -43,6 +43,9 @@ struct file_node {
     struct qv_co_queue range_queue;
     unsigned bounces; /* buffers in use by requests that O_DIRECT does not take as they are */
     struct qv_co_queue bounce_queue;
+    bool dropping; /* the page cache's copy is on its way out: see co_drop_cache */
+    bool closing;
+    struct qv_co_queue drop_queue;
 };
 
 /** file_submit - the node's submit(). */

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -298,6 +299,69 @@ static void test_refuses_what_is_no_disk(void **state)
     assert_null(node);
 }
 
+/* ---- what others have left in the page cache ---- */
+
+struct cached {
+    char dir_file[32]; /* its name */
+    bool readonly, direct;
+    unsigned before, after; /* pages that are cached */
+};
+
+static unsigned cached_pages(int fd)
+{
+    unsigned char vec[SIZE / 4096] = {0};
+    void *map = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, fd, 0);
+    unsigned n = 0;
+
+    assert_ptr_not_equal(map, MAP_FAILED);
+    assert_int_equal(mincore(map, SIZE, vec), 0);
+    munmap(map, SIZE);
+    for (size_t i = 0; i < sizeof(vec); i++) {
+        n += vec[i] & 1;
+    }
+    return n;
+}
+
+/* Opened and closed on an I/O thread, as images are. */
+static void open_cached_co(void *arg)
+{
+    struct cached *c = arg;
+    struct qv_file_opts opts = {.name = "cached", .direct = true, .readonly = c->readonly};
+    g_autofree char *buf = g_malloc(SIZE);
+    struct qv_node *node = NULL;
+    int fd = g_mkstemp(c->dir_file), look = open(c->dir_file, O_RDWR | O_CLOEXEC);
+
+    assert_true(fd >= 0 && look >= 0);
+    unlink(c->dir_file);
+    memset(buf, 7, SIZE);
+    assert_int_equal(pwrite(look, buf, SIZE, 0), SIZE);
+    assert_int_equal(fsync(look), 0);
+    c->before = cached_pages(look);
+    assert_true(qv_file_new(fd, &opts, &node, NULL));
+    c->direct = qv_file_direct(node);
+    assert_int_equal(qv_co_pread(node, 0, buf, SIZE), 0);
+    assert_int_equal(qv_node_co_close_tree(node), 0);
+    c->after = cached_pages(look);
+    close(look);
+}
+
+static void test_direct_writer_drops_the_page_cache(void **state)
+{
+    struct cached writer = {.dir_file = "qv-test-XXXXXX"};
+    struct cached reader = {.dir_file = "qv-test-XXXXXX", .readonly = true};
+    struct qv_thread *thread = qv_thread_new("file", NULL);
+
+    (void)state;
+    qv_thread_run_co(thread, open_cached_co, &writer);
+    qv_thread_run_co(thread, open_cached_co, &reader);
+    qv_thread_free(thread);
+    if (!writer.direct || writer.before == 0) {
+        skip(); /* a file system without O_DIRECT, or no memory for a cache */
+    }
+    assert_true(writer.after * 2 < writer.before);
+    assert_true(reader.after * 2 >= reader.before); /* who only reads leaves it alone */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -307,6 +371,7 @@ int main(void)
         cmocka_unit_test(test_discard_gives_space_back_and_status_sees_it),
         cmocka_unit_test(test_direct_file_gets_holes_of_whole_blocks_only),
         cmocka_unit_test(test_refuses_what_is_no_disk),
+        cmocka_unit_test(test_direct_writer_drops_the_page_cache),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
