@@ -256,6 +256,35 @@ static int extent_whole(struct qcow2_image *img, struct qcow2_table *table, uint
     return -EAGAIN; /* co_load and co_alloc wait for the lock */
 }
 
+/*
+ * Where a request lies that stays in one cluster of data with nothing special about it: all but a
+ * few. False: it may be any kind of request, for extent_read and extent_write to find out.
+ */
+static bool extent_plain(struct qcow2_image *img, struct qcow2_table *table, uint64_t offset,
+                         uint64_t len, bool write, struct qv_extent *out)
+{
+    uint64_t entry = qcow2_entry(table->entries, qcow2_l2_index(img, offset));
+    uint64_t in = offset & (img->cluster_size - 1);
+    uint64_t host = entry & ~QCOW2_OFLAG_COPIED;
+
+    /* No other bit than those of the offset of a cluster, which is not the header's. */
+    if (len > img->cluster_size - in || (host & ~img->plain_mask) != 0 || host == 0 ||
+        host + in + len > atomic_load_explicit(&img->file_end, memory_order_relaxed)) {
+        return false;
+    }
+    if (write) {
+        if (host == entry || !table->writable ||
+            atomic_load_explicit(&img->corrupt, memory_order_relaxed) ||
+            qcow2_metaset_has(&img->meta, host >> img->cluster_bits)) {
+            return false;
+        }
+        qcow2_bitmaps_mark(img, offset, len);
+    }
+    *out = (struct qv_extent){
+        .kind = QV_EXTENT_DATA, .len = len, .host = host + in, .file = qcow2_data_node(img)};
+    return true;
+}
+
 int qcow2_lookup(struct qv_node *node, uint64_t offset, uint64_t len, bool write,
                  struct qv_extent *out)
 {
@@ -279,6 +308,9 @@ int qcow2_lookup(struct qv_node *node, uint64_t offset, uint64_t len, bool write
     }
     if (atomic_load_explicit(&table->touched, memory_order_relaxed) == 0) {
         atomic_store_explicit(&table->touched, 1, memory_order_relaxed);
+    }
+    if (img->plain_mask != 0 && extent_plain(img, table, offset, len, write, out)) {
+        return 0;
     }
     if (img->sub_bits != 0) {
         return extent_whole(img, table, offset, len, write, out);

@@ -236,6 +236,9 @@ static void set_geometry(struct qcow2_image *img, uint64_t cache_size)
     img->sub_bits = qcow2_has_extl2(h) ? QCOW2_SUB_BITS : 0;
     img->l2_entries = UINT64_C(1) << img->l2_bits;
     img->rb_bits = qcow2_rb_bits(h);
+    if (img->sub_bits == 0 && node->data_file == NULL) {
+        img->plain_mask = QCOW2_L2_OFFSET_MASK & ~(img->cluster_size - 1);
+    }
     img->has_backing = h->backing_file != NULL || node->backing != NULL;
     img->file_grows = node->file->limits.new_space_is_zero;
     img->file_size_at_open = atomic_load(&node->file->size);

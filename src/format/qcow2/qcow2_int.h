@@ -150,6 +150,7 @@ struct qcow2_image {
     unsigned cluster_bits, l2_bits, rb_bits;
     unsigned sub_bits; /* extended L2: a cluster is 1 << sub_bits sub-clusters; else 0 */
     uint64_t cluster_size, l2_entries;
+    uint64_t plain_mask; /* bits of an entry that say where a cluster is; 0: not so simple here */
     bool check_only;
     bool opened;
     bool has_backing; /* unallocated clusters may show something else than zeros */
