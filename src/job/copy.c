@@ -20,6 +20,7 @@
 #define CHUNK       (512 * QV_KIB)
 #define CHUNK_MAX   (2 * QV_MIB) /* the largest cluster */
 #define WORKERS     8u           /* coroutines, and so buffers, per thread */
+#define WORKERS_MEM 2u /* the same on tmpfs: nothing waits, and buffers stay in the cache */
 #define THREADS_MAX 4u
 #define STATUS_MAX  (16 * QV_GIB)  /* asked at once */
 #define CLONE_ALIGN UINT64_C(4096) /* what file systems share has whole blocks */
@@ -29,6 +30,7 @@ struct copy {
     struct qv_node *source, *target;
     const struct qv_copy_opts *opts;
     uint64_t granularity, chunk, size;
+    unsigned workers; /* per thread */
 
     /* The scan for data; one worker at a time looks for more (scan), any takes of what is found
      * (under lock: nobody sleeps for a chunk that is there). */
@@ -298,7 +300,7 @@ static void start_workers(struct qv_work *work)
 {
     struct copy *copy = qv_container_of(work, struct start, work)->copy;
 
-    for (unsigned i = 0; i < WORKERS; i++) {
+    for (unsigned i = 0; i < copy->workers; i++) {
         qv_co_spawn(co_worker, copy);
     }
 }
@@ -336,7 +338,7 @@ static bool run_threads(struct copy *copy, const struct qv_job_watch *watch, GEr
         }
         n++;
     }
-    copy->running = n * WORKERS;
+    copy->running = n * copy->workers;
     /* Posted, not called: where I/O never waits (tmpfs), a worker returns when all is copied. */
     for (unsigned i = 0; i < n; i++) {
         start[i] = (struct start){.work.fn = start_workers, .copy = copy};
@@ -354,12 +356,18 @@ bool qv_copy(struct qv_node *source, struct qv_node *target, const struct qv_cop
 {
     struct copy copy = {
         .source = source, .target = target, .opts = opts, .granularity = opts->granularity};
+    bool in_memory = target != NULL && target->limits.memory_backed &&
+                     source->limits.memory_backed && source->backing == NULL;
     pthread_condattr_t clock;
     bool ok;
 
     copy.size = atomic_load(&source->size);
-    atomic_init(&copy.may_clone, opts->clone && target != NULL && !opts->only_backing);
+    /* Not on tmpfs, which shares no blocks: to ask where a chunk of a raw file is takes the kernel
+     * a walk over all pages behind it. */
+    atomic_init(&copy.may_clone,
+                opts->clone && target != NULL && !opts->only_backing && !in_memory);
     copy.chunk = qv_max_u64(CHUNK, copy.granularity);
+    copy.workers = in_memory ? WORKERS_MEM : WORKERS;
     qv_co_mutex_init(&copy.scan);
     pthread_mutex_init(&copy.lock, NULL);
     pthread_condattr_init(&clock);
