@@ -52,6 +52,7 @@ struct qcow2_stream {
     qv_be64 **l2;             /* by L1 index; NULL: empty */
 
     pthread_mutex_t lock; /* below */
+    struct extent *spare; /* memory that is there already; as many as were filled at once */
     struct qv_co_queue waiters;
     struct slot *free_slots;
     unsigned slots_left; /* that may still be made */
@@ -204,17 +205,44 @@ static void set_entry(struct qcow2_stream *s, uint64_t guest, uint64_t entry)
     }
 }
 
+/* Memory for an extent. Used again: the kernel clears each page that is new. */
+static struct extent *extent_get(struct qcow2_stream *s)
+{
+    struct extent *e;
+
+    pthread_mutex_lock(&s->lock);
+    e = s->spare;
+    if (e != NULL) {
+        s->spare = e->next;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (e == NULL) {
+        e = g_new0(struct extent, 1);
+        e->buf = qv_node_mem_alloc(s->extent_size);
+    }
+    e->next = NULL;
+    e->used = 0;
+    return e;
+}
+
+static void extent_put(struct qcow2_stream *s, struct extent *e)
+{
+    pthread_mutex_lock(&s->lock);
+    e->next = s->spare;
+    s->spare = e;
+    pthread_mutex_unlock(&s->lock);
+}
+
 /* A new extent to fill; the old one, if any, goes to the front of *@full. */
 static int co_next_extent(struct qcow2_stream *s, struct extent **full)
 {
-    struct extent *e = g_new0(struct extent, 1);
+    struct extent *e = extent_get(s);
     int ret = co_take_space(s, s->extent_size, &e->host);
 
     if (ret != 0) {
-        g_free(e);
+        extent_put(s, e);
         return ret;
     }
-    e->buf = qv_node_mem_alloc(s->extent_size);
     if (s->cur != NULL) {
         s->cur->next = *full;
         *full = s->cur;
@@ -296,8 +324,7 @@ static int co_write_extents(struct qcow2_stream *s, struct extent *list)
         list = e->next;
         memset(e->buf + e->used, 0, len - e->used);
         ret = ret != 0 ? ret : qv_co_pwrite(s->file, e->host, e->buf, len);
-        free(e->buf);
-        g_free(e);
+        extent_put(s, e);
     }
     return ret;
 }
@@ -569,8 +596,14 @@ void qcow2_stream_free(struct qcow2_stream *s)
         slot_free(slot);
     }
     if (s->cur != NULL) {
-        free(s->cur->buf);
-        g_free(s->cur);
+        extent_put(s, s->cur);
+    }
+    while (s->spare != NULL) {
+        struct extent *e = s->spare;
+
+        s->spare = e->next;
+        free(e->buf);
+        g_free(e);
     }
     for (uint64_t i = 0; i < s->h.l1_size; i++) {
         g_free(s->l2[i]);
