@@ -261,6 +261,28 @@ def test_an_io_error_pauses_or_is_reported_as_asked(quantavirt, root, vm):
     assert written in output
 
 
+def test_linked_clones_are_disks(quantavirt, root, vm, qemu_img, disk_dir):
+    """Two levels deep; what the guest writes is the clone's, and a backing file that is only named in an image is not
+    followed."""
+    source = disk_dir / "base.raw"
+    source.write_bytes(b"base" + bytes(1020) + b"more" * 256 + bytes((1 << 20) - 2048))
+    quantavirt("storage", "import", "--name", "base", source, "--format", "raw")
+    for name, below in (("one", "base"), ("two", "one")):
+        quantavirt("storage", "create", "--name", name, "--format", "qcow2", "--backing", below)
+    web = vm("web", [disk("two")], "head -c 4 /dev/vda; echo; dd if=/dev/vda bs=1k skip=1 count=1 2>/dev/null | sha256sum; "
+                                   "echo -n guest | dd of=/dev/vda bs=1k seek=5 conv=fsync,notrunc 2>/dev/null")
+    said = web.result().check().output.split()
+    assert said[0] == "base" and said[1] == hashlib.sha256(b"more" * 256).hexdigest()
+    assert (root / "images/base.raw").read_bytes() == source.read_bytes()
+    quantavirt("storage", "export", "two", disk_dir / "two.raw", "--format", "raw")
+    assert (disk_dir / "two.raw").read_bytes()[5120:5125] == b"guest"
+    assert qemu_img("check", "--output=json", root / "images/two.qcow2")["check-errors"] == 0
+    foreign = disk_dir / "foreign.qcow2"
+    qemu_img("create", "-f", "qcow2", "-b", source, "-F", "raw", foreign)
+    other = Vm(quantavirt, root, "other", [{"type": "virtio-blk", "path": str(foreign), "format": "qcow2"}], "true").create()
+    assert "it names the backing file" in other("start", code=None).stderr
+
+
 def test_guest_sees_the_new_size(quantavirt, root, vm):
     web = vm("web", [disk("a", "qcow2", size="1M"), disk("b", "raw", size="1M")],
              "echo up; for d in vda vdb; do while [ $(cat /sys/block/$d/size) = 2048 ]; do sleep 0.1; done; "

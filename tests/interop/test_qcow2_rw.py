@@ -307,6 +307,27 @@ def test_small_writes_over_a_backing_image_copy_nothing(tmpfs_dir):
     expect_clean(image)
 
 
+def test_zeros_over_a_backing_image_are_marks(tmpfs_dir):
+    """Sub-clusters of 4 KiB: whole ones are marked, what is left at the ends of a range is written."""
+    base, image = tmpfs_dir / "base.raw", tmpfs_dir / "a.qcow2"
+    base.write_bytes(b"\7" * (8 * MIB))
+    run(TOOL, "create", image, 8 * MIB, 131072, 16, 3, "off", "extended-l2")
+    qemu_img("rebase", "-u", "-f", "qcow2", "-b", base, "-F", "raw", image)
+    expected = bytearray(base.read_bytes())
+    rw(image, [f"zero {i * 131072 + 8192} 40960" for i in range(16)] + ["flush"], base, "raw")
+    for i in range(16):
+        expected[i * 131072 + 8192:i * 131072 + 49152] = bytes(40960)
+    data = [e for e in json.loads(qemu_img("map", "--output=json", image).stdout) if e["depth"] == 0 and e["data"]]
+    assert data == [] and image.stat().st_size < MIB
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == expected
+    rw(image, ["zero 1572864 6144", "write 1576960 512 9", "zero 8192 512", "flush"], base, "raw")  # parts of some
+    expected[1572864:1579008] = bytes(6144)
+    expected[1576960:1577472] = b"\t" * 512
+    expect_clean(image)
+    assert content_by_qemu(image, tmpfs_dir) == expected
+
+
 @pytest.mark.parametrize("raw", ["off", "on"])
 @pytest.mark.parametrize("more", ["cluster_size=64K", "cluster_size=512", "extended_l2=on,cluster_size=16K"])
 def test_data_file_both_ways(tmpfs_dir, raw, more):

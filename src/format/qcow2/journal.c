@@ -141,17 +141,15 @@ int qcow2_journal_co_room(struct qcow2_image *img)
 
 /* ---- taking over ---- */
 
-/* A record may be anything: what it maps must be a cluster that is allocated once and no metadata.
- */
-static int co_check_record(struct qcow2_image *img, const struct record *record)
+/* A record may be anything: what it maps must be a cluster that is allocated once and no metadata,
+ * or what is mapped there already (@old), with no more data in it. */
+static int co_check_record(struct qcow2_image *img, const struct record *record,
+                           struct qcow2_l2e old)
 {
     uint64_t host = record->e.desc & QCOW2_L2_OFFSET_MASK;
     uint64_t refs = 0;
     int ret;
 
-    if (record->cluster >= qv_div_up(atomic_load(&img->node.size), img->cluster_size)) {
-        return -EUCLEAN;
-    }
     if (qcow2_sub_kind(img, record->cluster, record->e, 0) == QCOW2_BAD ||
         (img->sub_bits == 0 && record->e.bitmap != 0)) {
         return -EUCLEAN;
@@ -170,6 +168,10 @@ static int co_check_record(struct qcow2_image *img, const struct record *record)
     if (img->node.data_file != NULL) {
         return 0; /* at its place, which nobody else has */
     }
+    if (img->sub_bits != 0 && record->e.desc == old.desc &&
+        (record->e.bitmap & ~old.bitmap & QCOW2_SUB_ALL_ALLOC) == 0) {
+        return 0;
+    }
     if ((record->e.desc & QCOW2_OFLAG_COPIED) == 0 ||
         qcow2_host_is_meta(img, host, img->cluster_size)) {
         return -EUCLEAN;
@@ -185,16 +187,22 @@ static int co_apply(struct qcow2_image *img, const struct record *record)
     uint64_t i = record->cluster & (img->l2_entries - 1);
     struct qcow2_table *table;
     struct qcow2_l2e old;
-    int ret = co_check_record(img, record);
+    int ret;
 
-    if (ret == 0) {
-        ret = qcow2_co_table_writable(img, record->cluster >> img->l2_bits, &table);
+    if (record->cluster >= qv_div_up(atomic_load(&img->node.size), img->cluster_size)) {
+        return -EUCLEAN;
     }
+    ret = qcow2_co_table_writable(img, record->cluster >> img->l2_bits, &table);
     if (ret != 0) {
         return ret;
     }
+    old = qcow2_l2_get(img, table, i); /* nobody else is there yet */
+    ret = co_check_record(img, record, old);
+    if (ret != 0) {
+        qcow2_table_unpin(img, table);
+        return ret;
+    }
     pthread_mutex_lock(&img->lock);
-    old = qcow2_l2_get(img, table, i);
     if (old.desc != record->e.desc || old.bitmap != record->e.bitmap) {
         qcow2_table_set(img, table, i, record->e, qcow2_sync_next(img));
         if (((old.desc ^ record->e.desc) & QCOW2_L2_OFFSET_MASK) != 0) {

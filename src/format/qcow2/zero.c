@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Zeroing and discarding: whole clusters by metadata, parts of clusters by zeroing the file.
+ * Zeroing and discarding: whole clusters by metadata, parts of clusters by zeroing the file, or by
+ * marking sub-clusters that are not the disk's own.
  * Nothing of a backing image ever shows again in a range that was zeroed or discarded.
  */
 #include <errno.h>
@@ -272,6 +273,97 @@ static int co_zero_part(struct qcow2_image *img, uint64_t offset, uint64_t len, 
     return ret;
 }
 
+/* ---- sub-clusters ---- */
+
+/* Of sub-clusters @mask of guest cluster @cluster: those that a mark makes zeros. */
+static uint32_t to_mark(struct qcow2_image *img, uint64_t cluster, struct qcow2_l2e e,
+                        uint32_t mask)
+{
+    enum qcow2_kind kind = qcow2_entry_kind(img, e.desc);
+    uint32_t alloc = (uint32_t)e.bitmap, zero = (uint32_t)(e.bitmap >> 32), mark = 0;
+
+    if (kind != QCOW2_NORMAL && kind != QCOW2_UNALLOCATED) {
+        return 0; /* compressed: as a whole, or not at all */
+    }
+    for (unsigned sub = 0; sub < 32; sub++) {
+        uint32_t bit = UINT32_C(1) << sub & mask & ~zero;
+        uint64_t guest = (cluster << img->cluster_bits) + ((uint64_t)sub << qcow2_unit_bits(img));
+        /* The disk's own data is written over: see keep_space. A snapshot's nobody writes. */
+        bool may = (bit & alloc) != 0 ? (e.desc & QCOW2_OFLAG_COPIED) == 0
+                                      : qcow2_backing_shows(img, guest);
+
+        mark |= may ? bit : 0;
+    }
+    return mark;
+}
+
+/* Marks what can be of @mask. Lock held. */
+static void mark_zero(struct qcow2_image *img, struct qcow2_table *table, uint64_t cluster,
+                      uint32_t mask)
+{
+    uint64_t i = cluster & (img->l2_entries - 1);
+    struct qcow2_l2e old = qcow2_l2_get(img, table, i), now = old;
+    uint64_t mark = to_mark(img, cluster, old, mask);
+
+    if (mark == 0) {
+        return;
+    }
+    now.bitmap = (old.bitmap & ~mark) | mark << 32;
+    if ((now.bitmap & QCOW2_SUB_ALL_ALLOC) == 0 && (old.desc & QCOW2_OFLAG_COPIED) == 0) {
+        now.desc = 0; /* space of a snapshot that holds nothing for this disk is let go */
+    }
+    qcow2_table_set(img, table, i, now, 0);
+    if (now.desc != old.desc) {
+        qcow2_free_entry(img, old.desc);
+    }
+}
+
+/* Whole sub-clusters of one cluster, [@first, @end) of it: no data moves where a mark will do. */
+static int co_mark_subs(struct qcow2_image *img, uint64_t cluster, unsigned first, unsigned end)
+{
+    uint32_t mask = (uint32_t)((UINT64_C(1) << end) - (UINT64_C(1) << first));
+    struct qcow2_l2e e = {0};
+    struct qcow2_table *table;
+    int ret = qcow2_journal_co_room(img);
+
+    ret = ret != 0 ? ret : qcow2_co_table_get(img, cluster >> img->l2_bits, &table);
+    if (ret != 0) {
+        return ret;
+    }
+    if (table != NULL) {
+        e = qcow2_l2_get(img, table, cluster & (img->l2_entries - 1));
+        qcow2_table_unpin(img, table);
+    }
+    if (to_mark(img, cluster, e, mask) == 0) {
+        return 0; /* both words may be of different moments: then they change, and so do zeros */
+    }
+    ret = qcow2_co_table_writable(img, cluster >> img->l2_bits, &table);
+    if (ret != 0) {
+        return ret;
+    }
+    pthread_mutex_lock(&img->lock);
+    while (qcow2_ticket_busy(img, cluster, 1)) {
+        qv_co_queue_wait(&img->alloc_waiters, &img->lock);
+    }
+    mark_zero(img, table, cluster, mask);
+    pthread_mutex_unlock(&img->lock);
+    qcow2_table_unpin(img, table);
+    return 0;
+}
+
+/* Part of one cluster. */
+static int co_zero_inside(struct qcow2_image *img, uint64_t offset, uint64_t len, uint32_t flags)
+{
+    uint64_t unit = UINT64_C(1) << qcow2_unit_bits(img), in = offset & (img->cluster_size - 1);
+    unsigned first = (unsigned)qv_div_up(in, unit), end = (unsigned)((in + len) / unit);
+    int ret = 0;
+
+    if (img->sub_bits != 0 && first < end && img->node.data_file == NULL) {
+        ret = co_mark_subs(img, offset >> img->cluster_bits, first, end);
+    }
+    return ret != 0 ? ret : co_zero_part(img, offset, len, flags);
+}
+
 int qcow2_co_zero(struct qv_node *node, uint64_t offset, uint64_t len, uint32_t flags)
 {
     struct qcow2_image *img = qcow2_image_of(node);
@@ -297,7 +389,7 @@ int qcow2_co_zero(struct qv_node *node, uint64_t offset, uint64_t len, uint32_t 
             offset = qv_min_u64(end, offset + (n << img->cluster_bits));
         } else {
             n = qv_min_u64(img->cluster_size - in, end - offset);
-            ret = co_zero_part(img, offset, n, flags);
+            ret = co_zero_inside(img, offset, n, flags);
             offset += n;
         }
     }

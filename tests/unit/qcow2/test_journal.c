@@ -43,7 +43,7 @@ struct told {
 };
 
 static struct told *told;
-static bool encrypted;
+static bool encrypted, extended;
 static char path[] = "/dev/shm/qv-journal-XXXXXX";
 
 struct env {
@@ -79,7 +79,8 @@ static void co_open(void *arg)
 static void co_create(void *arg)
 {
     struct qv_file_opts file_opts = {.name = "t", .engine = QV_ENGINE_URING};
-    struct qcow2_create_opts opts = {.size = SIZE, .cluster_size = 4096};
+    struct qcow2_create_opts opts = {
+        .size = SIZE, .cluster_size = extended ? 16384 : 4096, .extended_l2 = extended};
     struct qv_node *file = NULL;
 
     (void)arg;
@@ -339,6 +340,14 @@ static void test_completed_sealed_writes_survive_the_process(void **state)
     encrypted = false;
 }
 
+/* Zeros are marks on sub-clusters, also of clusters that a snapshot has as well. */
+static void test_completed_marks_of_zeros_survive_the_process(void **state)
+{
+    extended = true;
+    test_completed_writes_survive_the_process(state);
+    extended = false;
+}
+
 /* ---- what the journal holds is not trusted ---- */
 
 static void co_write_one(void *arg)
@@ -404,6 +413,7 @@ int main(void)
         cmocka_unit_test(test_completed_writes_survive_the_process),
         cmocka_unit_test(test_taking_over_again_and_again),
         cmocka_unit_test(test_completed_sealed_writes_survive_the_process),
+        cmocka_unit_test(test_completed_marks_of_zeros_survive_the_process),
         cmocka_unit_test(test_a_forged_record_is_refused),
     };
     int fd = g_mkstemp(path);
