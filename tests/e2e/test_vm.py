@@ -280,7 +280,7 @@ def test_linked_clones_are_disks(quantavirt, root, vm, qemu_img, disk_dir):
     foreign = disk_dir / "foreign.qcow2"
     qemu_img("create", "-f", "qcow2", "-b", source, "-F", "raw", foreign)
     other = Vm(quantavirt, root, "other", [{"type": "virtio-blk", "path": str(foreign), "format": "qcow2"}], "true").create()
-    assert "it names the backing file" in other("start", code=None).stderr
+    assert "base.raw\" is not open" in other("start", code=2).stderr
 
 
 def test_guest_sees_the_new_size(quantavirt, root, vm):
