@@ -27,7 +27,7 @@ static const struct cli_option options[] = {
     {.name = "backing",
      .type = CLI_TEXT,
      .meta = "IMAGE",
-     .summary = "qcow2: a linked clone of this image, which may not change any more"},
+     .summary = "qcow2, encrypted: a linked clone of this image, which may not change any more"},
     {0},
 };
 

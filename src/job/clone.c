@@ -45,11 +45,12 @@ bool qv_clone_prepare(struct qv_catalog *catalog, struct qv_create_opts *opts,
         !qv_job_image_open(catalog, below, QV_LOCK_READ, "command", "create", 0, &handle, error)) {
         return false;
     }
-    if (qv_is_encrypted(below)) {
+    /* The other way round is fine: what is new is sealed, and what was plain stays so. */
+    if (qv_is_encrypted(below) && strcmp(opts->format, "encrypted") != 0) {
         qv_fail(error, QV_ERROR_UNSUPPORTED,
                 "--backing %s: is encrypted; a plain clone would keep parts of it in the clear",
                 below->name);
-        qv_error_hint(error, "storage convert copies it");
+        qv_error_hint(error, "--format encrypted makes a clone with a key of its own");
         return false;
     }
     args.handle = handle;

@@ -116,9 +116,8 @@ static bool check_encrypted(const struct qv_create_opts *opts, GError **error)
     if (opts->extended_l2) {
         return qv_fail(error, QV_ERROR_USAGE, "--extended-l2: not for encrypted images");
     }
-    if (opts->backing != NULL) {
-        return qv_fail(error, QV_ERROR_UNSUPPORTED,
-                       "--backing: an encrypted image stands on no other image");
+    if (opts->backing != NULL && prealloc_of(opts) != QV_PREALLOC_OFF) {
+        return qv_fail(error, QV_ERROR_USAGE, "--backing and --prealloc exclude each other");
     }
     return true;
 }

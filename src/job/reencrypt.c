@@ -208,7 +208,8 @@ static bool walk_here(struct slots_work *w, const struct qv_job_watch *watch,
 
     walk.job = (struct qv_enc_reencrypt){.progress = walk_progress, .arg = &walk};
     w->handle->dek = g_steal_pointer(&w->dek);
-    ok = qv_job_run(co_walk, &walk, error);
+    /* What it stands on has a key of its own. */
+    ok = qv_job_unlock(w->catalog, w->handle, error) && qv_job_run(co_walk, &walk, error);
     out->sectors = walk.job.resealed;
     out->bad = walk.job.bad;
     out->old_key = walk.job.old_key;
