@@ -209,7 +209,7 @@ static void make_queue(struct bench *b, struct pair *adm, struct queue *q, uint3
     q->data_gpa = qv_fake_vm_alloc(&b->vm, (uint64_t)b->depth * BENCH_BLOCK, 4096);
     admin(b, adm,
           (struct command){
-              .opcode = 5, .prp1 = q->pair.cq_gpa, .dw10 = (ENTRIES - 1) << 16 | id, .dw11 = 3});
+              .opcode = 5, .prp1 = q->pair.cq_gpa, .dw10 = (ENTRIES - 1) << 16 | id, .dw11 = 1});
     admin(b, adm,
           (struct command){.opcode = 1,
                            .prp1 = q->pair.sq_gpa,

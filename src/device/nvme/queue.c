@@ -53,10 +53,16 @@ static void want_head(struct nvme_cq *cq)
     } while (cq->head != armed);
 }
 
+/* Whether the queue's interrupt is the pin, whose level follows the head: it has to be told of. */
+static bool uses_pin(const struct nvme_cq *cq)
+{
+    return cq->ien && qv_pci_irq_mode(cq->ctrl->fn) == QV_PCI_IRQ_INTX;
+}
+
 static void signal_pin(struct nvme_cq *cq)
 {
     want_head(cq);
-    set_level(cq, cq->ien && cq->head != cq->tail);
+    set_level(cq, cq->head != cq->tail);
     cq->fresh = 0;
 }
 
@@ -77,7 +83,7 @@ void nvme_cq_signal(struct nvme_cq *cq, bool now)
     if (cq->fresh == 0 || cq->state == NVME_Q_NONE) {
         return;
     }
-    if (qv_pci_irq_mode(cq->ctrl->fn) == QV_PCI_IRQ_INTX) {
+    if (uses_pin(cq)) {
         signal_pin(cq);
         return;
     }
@@ -192,9 +198,9 @@ void nvme_cq_drain(struct nvme_cq *cq)
     if (cq->state != NVME_Q_LIVE || atomic_load(&c->shared.paused)) {
         return;
     }
-    if (qv_pci_irq_mode(c->fn) == QV_PCI_IRQ_INTX) {
+    if (uses_pin(cq)) {
         want_head(cq);
-        set_level(cq, cq->ien && cq->head != cq->tail);
+        set_level(cq, cq->head != cq->tail);
     }
     if (cq->waiting == NULL || !may_dma(c)) {
         return;
@@ -207,7 +213,7 @@ void nvme_cq_drain(struct nvme_cq *cq)
             return;
         }
     }
-    if (qv_pci_irq_mode(c->fn) != QV_PCI_IRQ_INTX) {
+    if (!uses_pin(cq)) {
         atomic_store(&cq->wants_kick, false);
     }
     /* Its queues may go on. */
