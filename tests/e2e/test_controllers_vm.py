@@ -32,12 +32,14 @@ e2fsck -fn /dev/$(dev $m) >/dev/null 2>&1 || exit 4
 echo "disk $m $(cat /sys/block/$(dev $m)/queue/discard_max_bytes) $(cut -c1-64 /tmp/$m)"; done
 """
 
-TELL = FIND + """N=$(dev 33); nvme id-ctrl /dev/${N%%n*} | grep -E '^(vid|sn|mn|fr|nn|oncs|vwc) '
+TELL = FIND + """for m in %s; do d=$(dev $m); q=/sys/block/$d/queue
+echo "disk $m $(cat $q/logical_block_size $q/write_cache /sys/block/$d/ro | tr '\\n' ' ')$(lsblk -bDdno DISC-MAX /dev/$d)"; done
+echo "serial $(cat /sys/block/$(dev 32)/serial)"
+N=$(dev 33); nvme id-ctrl /dev/${N%%n*} | grep -E '^(vid|sn|mn|fr|nn|oncs|vwc) '
 nvme list-ns /dev/${N%%n*}; nvme smart-log /dev/${N%%n*} | grep -E 'critical_warning|data_units_written'
 A=$(dev 36); /usr/sbin/hdparm -I /dev/$A | grep -E 'Serial|Model|Firmware|TRIM|Write cache|48-bit|Queue depth|frozen'
 smartctl -i -H /dev/$A | grep -E 'Serial Number|User Capacity|overall-health'
 I=$(dev 37); /usr/sbin/hdparm -I /dev/$I | grep -E 'Serial|udma5|TRIM'
-cat /sys/block/$A/queue/write_cache; echo ro $(cat /sys/block/$(dev 38)/ro)
 """
 
 
@@ -48,7 +50,7 @@ def tools(*names):
 def start_all(quantavirt, root, script, **kwargs):
     disks = [disk(f"i{m}", "raw" if m % 2 else "qcow2", size=f"{m}M", type=t, **kwargs.get(f"i{m}", {})) for t, m in ALL]
     vm = Vm(quantavirt, root, "web", disks, cpus=2)
-    vm.set_script(script, flavour="full", files=tools("e2fsck", "mke2fs", "nvme", "hdparm", "smartctl"))
+    vm.set_script(script, flavour="full", files=tools("e2fsck", "mke2fs", "nvme", "hdparm", "smartctl", "lsblk"))
     return vm.create().start()
 
 
@@ -68,12 +70,22 @@ def test_a_guest_with_all_four_controllers(quantavirt, root, qemu_img):
 
 @pytest.mark.timeout(300)
 def test_what_tools_in_the_guest_say(quantavirt, root):
-    vm = start_all(quantavirt, root, TELL % len(ALL), i33={"serial": "NV-1"}, i36={"serial": "AH-1"}, i37={"serial": "ID-1"})
+    """Each kind is what the configuration made it: serial, cache, discard, read-only."""
+    through = {"cache": "writethrough"}
+    vm = start_all(quantavirt, root, TELL % (len(ALL), " ".join(str(m) for _, m in ALL)), i32={"serial": "VB-1", **through},
+                   i33={"serial": "NV-1", "doorbells": "page"}, i34={"readonly": True}, i35=through, i36={"serial": "AH-1"},
+                   i37={"serial": "ID-1"}, i38=through)
     said = vm.result(200).check().output
-    for text in ("sn        : NV-1", "nn        : ", "critical_warning", "Serial Number:      AH-1", "Serial Number:    AH-1",
-                 "PASSED", "Serial Number:      ID-1", "*udma5", "Queue depth: 32", "write back", "TRIM supported", "ro 0"):
+    for text in ("serial VB-1", "sn        : NV-1", "nn        : ", "critical_warning", "Serial Number:      AH-1",
+                 "Serial Number:    AH-1", "PASSED", "Serial Number:      ID-1", "*udma5", "Queue depth: 32", "TRIM supported"):
         assert text in said, f"no {text!r} in\n{said}"
     assert said.count("TRIM supported") == 1  # the qcow2 image takes it, the preallocated raw one does not
+    disks = {int(line.split()[1]): line.split()[2:] for line in said.splitlines() if line.startswith("disk ")}
+    for _, m in ALL:
+        block, _, cache, readonly, discard = disks[m]
+        # What cannot be written has nothing to cache, and nothing to discard.
+        assert block == "512" and cache == ("through" if m in (32, 34, 35, 38) else "back"), disks
+        assert readonly == str(int(m == 34)) and (int(discard) > 0) == (m in (32, 36, 38)), disks
 
 
 @pytest.mark.parametrize("kind", ["nvme", "ahci", "ide"])
@@ -200,7 +212,8 @@ def test_io_process_death_ends_a_vm_with_controllers(quantavirt, root):
 
 
 def test_a_disk_too_many_states_the_limit(quantavirt, root):
-    for kind, limit, what in (("ide", 4, "IDE drives"), ("ahci", 32, "AHCI ports"), ("nvme", 256, "NVMe namespaces")):
+    for kind, limit, what in (("ide", 4, "IDE drives"), ("ahci", 32, "AHCI ports"), ("nvme", 256, "NVMe namespaces"),
+                              ("virtio-blk", 256, "virtio-blk disks")):
         vm = Vm(quantavirt, root, "web", [disk(f"i{i}", "raw", type=kind) for i in range(limit + 1)])
         assert f"{limit + 1} {what}, a VM holds at most {limit}" in vm.create(code=2).stderr
 
@@ -225,24 +238,34 @@ def test_guest_uses_256_namespaces_and_32_ports(quantavirt, root):
         assert (root / f"images/s{i}.raw").read_bytes().startswith(b"this is %d " % (2048 + 2 * i))
 
 
-@pytest.mark.parametrize("kind", ["nvme"])
-def test_served_to_another_hypervisor(quantavirt, root, kind):
-    """Two images behind one controller, in a QEMU that is not ours."""
-    for image in "ab":
-        quantavirt("storage", "create", "--name", image, "--format", "qcow2", "--size", "3M")
-    assert "at most" in quantavirt("storage", "serve", *["a"] * 257, "--protocol", "vfio-user", "--controller", kind,
-                                   "--socket", root.parent / "s", code=2).stderr
-    socket = root.parent / "s"
-    daemon = Daemon(paths.QUANTAVIRT, "--root", root, "storage", "serve", "a", "b", "--protocol", "vfio-user",
-                    "--controller", kind, "--socket", socket)
-    device = json.dumps({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket)}, "addr": "5"})
-    script = (FIND % 2) + "for b in /sys/block/[sn]*; do echo $(cat $b/size) > /tmp/x; dd if=/tmp/x of=/dev/${b##*/} " \
-        "conv=sync,fsync 2>/dev/null || exit 1; done"
+def test_served_to_another_hypervisor(quantavirt, root):
+    """Two images behind each kind of controller, in a QEMU that is not ours; and then in the next one, which finds the
+    devices as new and the disks as they were left, and whose guest has no message-signalled interrupts."""
+    sizes = {"nvme": ("3M", "4M"), "ahci": ("5M", "6M"), "ide": ("7M", "8M")}
+    daemons, devices = [], []
+    for i, (kind, both) in enumerate(sizes.items()):
+        images = [f"{kind}{size}" for size in both]
+        for image, size in zip(images, both):
+            quantavirt("storage", "create", "--name", image, "--format", "qcow2", "--size", size)
+        socket = root.parent / f"s{i}"
+        daemons.append(Daemon(paths.QUANTAVIRT, "--root", root, "storage", "serve", *images, "--protocol", "vfio-user",
+                              "--controller", kind, "--socket", socket, *(["--doorbells", "page"] if kind == "nvme" else [])))
+        devices += ["-device", json.dumps({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket)},
+                                           "addr": hex(5 + i)})]
+        assert "at most" in quantavirt("storage", "serve", *[images[0]] * 257, "--protocol", "vfio-user", "--controller",
+                                       kind, "--socket", root.parent / "s", code=2).stderr
+    mark = (FIND % 6) + "for b in /sys/block/[sn]*; do echo \"mark $(cat $b/size)\" > /tmp/x; %s; done"
+    write = "dd if=/tmp/x of=/dev/${b##*/} conv=sync,fsync 2>/dev/null || exit 1"
+    read = "dd if=/dev/${b##*/} bs=512 count=1 iflag=direct 2>/dev/null | head -n 1 | cmp - /tmp/x || exit 1"
     try:
-        guest.boot(script, ["-device", device], flavour="full").check()
+        for step, extra in ((write, ""), (read, "pci=nomsi")):
+            guest.boot(mark % step, devices, flavour="full", extra=extra).check()
     finally:
-        assert daemon.stop() == 0
-    for image in "ab":
-        out = root.parent / f"{image}.raw"
-        quantavirt("storage", "export", image, out, "--format", "raw")
-        assert out.read_bytes().startswith(b"6144\n")
+        codes = [daemon.stop() for daemon in daemons]
+    assert codes == [0, 0, 0]
+    for kind, both in sizes.items():
+        for size in both:
+            out = root.parent / "out.raw"
+            quantavirt("storage", "export", f"{kind}{size}", out, "--format", "raw")
+            assert out.read_bytes().startswith(b"mark %d\n" % (2048 * int(size[0])))
+            out.unlink()
