@@ -352,6 +352,7 @@ static void take_page(struct enc_image *enc, uint64_t number, char *out)
 
     pthread_mutex_lock(&s->lock);
     p = enc_page_find(enc, s, number); /* dirty: it is still there */
+    g_assert(p != NULL);
     memcpy(out, p->e, sizeof(p->e));
     p->dirty = false;
     s->n_dirty_pages--;
