@@ -24,6 +24,15 @@
 /* Completions that may come beside those of requests: polls, cancels. */
 #define CQ_RESERVE 128u
 
+/* Completions to wait for at once: so many at least, and one in so many of the requests under way,
+ * or so many, at most; and how long. */
+#define GATHER_MIN   2u
+#define GATHER_SHARE 16u
+#define GATHER_MAX   8u
+#define GATHER_NS    80000
+/* Waits without that after it has been of no use, at most. */
+#define GATHER_SKIP_MAX 63u
+
 struct uring_watch {
     struct qv_watch *watch; /* NULL: removed */
     int fd;
@@ -257,6 +266,39 @@ static void check_wait(int rc)
     }
 }
 
+/*
+ * With many requests under way, a wake-up for each that completes costs more than the request
+ * itself: the loop waits for a few of them, though not for long. Whenever they have come in time it
+ * waits for one more the next time; where they have not it leaves this be for a while, ever longer.
+ * Returns whether there are completions.
+ */
+static bool gather(struct qv_uring *u, int64_t timeout_ns)
+{
+    unsigned max = MIN(u->inflight / GATHER_SHARE, GATHER_MAX);
+    unsigned want = MIN(u->gather + GATHER_MIN, max), n;
+    struct __kernel_timespec ts = {.tv_nsec = GATHER_NS};
+    struct io_uring_cqe *cqe;
+
+    if (max < GATHER_MIN || (timeout_ns > 0 && timeout_ns < GATHER_NS)) {
+        return false;
+    }
+    if (u->gather_skip > 0) {
+        u->gather_skip--;
+        return false;
+    }
+    check_wait(io_uring_submit_and_wait_timeout(&u->ring, &cqe, want, &ts, NULL));
+    n = io_uring_cq_ready(&u->ring);
+    if (n >= want) {
+        u->gather = want + 1 - GATHER_MIN;
+        u->gather_backoff = 0;
+    } else {
+        u->gather = 0;
+        u->gather_backoff = MIN(u->gather_backoff * 2 + 1, GATHER_SKIP_MAX);
+        u->gather_skip = u->gather_backoff;
+    }
+    return n > 0;
+}
+
 static void uring_wait(struct qv_thread *thread, int64_t timeout_ns)
 {
     struct qv_uring *u = thread->uring;
@@ -274,6 +316,9 @@ static void uring_wait(struct qv_thread *thread, int64_t timeout_ns)
             (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
             check_wait(io_uring_submit_and_get_events(&u->ring));
         }
+        return;
+    }
+    if (gather(u, timeout_ns)) {
         return;
     }
     if (timeout_ns > 0) {

@@ -22,6 +22,8 @@ struct qv_uring {
     struct io_uring ring;
     unsigned inflight;     /* requests the kernel has, or will have at the next submit */
     unsigned inflight_max; /* so that completions always fit the completion ring */
+    /* Waiting for several completions: how many more than the fewest, and waits to be left out. */
+    unsigned gather, gather_skip, gather_backoff;
     struct qv_kio_list backlog;
     struct uring_watch *todo; /* watches to be armed or cancelled */
     struct uring_watch *live; /* all watches the kernel may still name */

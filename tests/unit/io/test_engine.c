@@ -436,6 +436,95 @@ static void test_slot_reuse_reaches_the_new_file(void **state)
             (void *)(uintptr_t)(kind)                                                              \
     }
 
+/* ---- many requests under way ---- */
+
+#define UNDER_WAY 200u
+
+static struct {
+    struct qv_kfile file;
+    struct qv_kio kio[UNDER_WAY];
+    struct iovec iov[UNDER_WAY];
+    char byte[UNDER_WAY];
+    struct qv_timer timer;
+    sem_t done, fired;
+} many;
+
+static void many_done(struct qv_kio *kio, int64_t result)
+{
+    (void)kio;
+    assert_int_equal(result, 1);
+    sem_post(&many.done);
+}
+
+static void many_fired(struct qv_timer *timer)
+{
+    (void)timer;
+    sem_post(&many.fired);
+}
+
+static void many_submit(void *arg)
+{
+    (void)arg;
+    for (unsigned i = 0; i < UNDER_WAY; i++) {
+        many.iov[i] = (struct iovec){&many.byte[i], 1};
+        many.kio[i] = (struct qv_kio){.op = QV_KIO_READV,
+                                      .file = &many.file,
+                                      .iov = &many.iov[i],
+                                      .iovcnt = 1,
+                                      .done = many_done};
+        qv_kio_submit(QV_ENGINE_URING, &many.kio[i]);
+    }
+}
+
+static void many_arm(void *arg)
+{
+    (void)arg;
+    qv_timer_arm(&many.timer, 1000000);
+}
+
+static void wait_for(sem_t *sem)
+{
+    while (sem_wait(sem) != 0) {
+    }
+}
+
+/* The loop waits for several of them at once: other work is done meanwhile, and none is left behind
+ * that comes alone. */
+static void test_many_under_way_hold_nothing_up(void **state)
+{
+    int ends[2];
+
+    (void)state;
+    if (!thread->uring) {
+        skip(); /* other engines would wait in the call */
+    }
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    many.file = (struct qv_kfile){.fd = ends[0]};
+    many.timer.fn = many_fired;
+    sem_init(&many.done, 0, 0);
+    sem_init(&many.fired, 0, 0);
+    qv_thread_call(thread, many_submit, NULL);
+    for (unsigned i = 0; i < UNDER_WAY; i++) {
+        if (i % 20 == 0) {
+            qv_thread_call(thread, many_arm, NULL); /* posted work */
+            wait_for(&many.fired);
+        }
+        assert_int_equal(write(ends[1], "x", 1), 1);
+        if (i % 3 != 0) {
+            continue; /* some come together */
+        }
+        for (unsigned n = i == 0 ? 1 : 3; n > 0; n--) {
+            wait_for(&many.done);
+        }
+    }
+    wait_for(&many.done); /* the last one of 200 */
+    assert_int_equal(sem_trywait(&many.done), -1);
+    sem_destroy(&many.done);
+    sem_destroy(&many.fired);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -448,6 +537,8 @@ int main(void)
          setup, teardown, (void *)QV_ENGINE_URING},
         {"inline_chain_neither_recurses_nor_starves",
          test_inline_chain_neither_recurses_nor_starves_the_loop, setup, teardown,
+         (void *)QV_ENGINE_URING},
+        {"many_under_way_hold_nothing_up", test_many_under_way_hold_nothing_up, setup, teardown,
          (void *)QV_ENGINE_URING},
         {"more_files_than_slots", test_more_files_than_slots, setup, teardown,
          (void *)QV_ENGINE_URING},
