@@ -28,7 +28,8 @@
 #define ROUNDS  400
 
 struct world {
-    int fd; /* the file */
+    int fd;      /* the file */
+    int journal; /* memory that outlives the process: share.c */
     struct qv_thread *home, *threads[WRITERS];
     struct qv_node *node;
     uint8_t *first;              /* content of the snapshot */
@@ -66,8 +67,10 @@ static struct qv_node *co_file(const struct world *w)
 static bool co_open(struct world *w, uint8_t dek_byte, GError **error)
 {
     QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = enc_test_secret(dek_byte);
-    struct qv_enc_open_opts opts = {
-        .qcow2 = {.name = "t"}, .dek = dek, .buffer = 128 * 4096, .entry_cache = 256 * 1024};
+    struct qv_enc_open_opts opts = {.qcow2 = {.name = "t", .journal_fd = w->journal},
+                                    .dek = dek,
+                                    .buffer = 128 * 4096,
+                                    .entry_cache = 256 * 1024};
 
     return qv_enc_co_open(co_file(w), &opts, &w->node, error);
 }
@@ -227,6 +230,7 @@ static void world_init(struct world *w)
 {
     *w = (struct world){.dek = 'd'};
     w->fd = memfd_create("image", MFD_CLOEXEC);
+    w->journal = memfd_create("journal", MFD_CLOEXEC);
     w->home = qv_thread_new("home", NULL);
     w->first = g_malloc(SIZE);
     w->now = g_malloc(SIZE);
@@ -245,6 +249,7 @@ static void world_end(struct world *w)
     }
     qv_thread_free(w->home);
     close(w->fd);
+    close(w->journal);
     g_free(w->first);
     g_free(w->now);
 }
@@ -286,20 +291,33 @@ static void test_beside_writers_of_many_threads(void **state)
 
 /* ---- stopped, and gone on with ---- */
 
-/* As a killed process leaves it: what the file holds now, opened by another one. */
-static void co_crash(struct world *w)
+static int copy_of(int fd)
 {
-    struct qv_node *left = w->node;
-    int other = memfd_create("copy", MFD_CLOEXEC);
-    off_t size = lseek(w->fd, 0, SEEK_END);
+    int copy = memfd_create("copy", MFD_CLOEXEC);
+    off_t size = lseek(fd, 0, SEEK_END);
     g_autofree uint8_t *all = g_malloc((gsize)size);
 
-    assert_int_equal(qv_co_flush(left), 0);
-    assert_int_equal(pread(w->fd, all, (size_t)size, 0), size);
-    assert_int_equal(write(other, all, (size_t)size), size);
+    assert_int_equal(pread(fd, all, (size_t)size, 0), size);
+    assert_int_equal(write(copy, all, (size_t)size), size);
+    return copy;
+}
+
+/* As a killed process leaves it: the file, and the memory with what was written and not committed;
+ * another one opens both. */
+static void co_crash(struct world *w, unsigned n)
+{
+    struct qv_node *left = w->node;
+    int fd, journal;
+
+    fill(w->now + n % 40 * 4096, 8192, n);
+    assert_int_equal(qv_co_pwrite(left, n % 40 * 4096, w->now + n % 40 * 4096, 8192), 0);
+    fd = copy_of(w->fd);
+    journal = copy_of(w->journal);
     assert_int_equal(qv_node_co_close_tree(left), 0);
     close(w->fd);
-    w->fd = other;
+    close(w->journal);
+    w->fd = fd;
+    w->journal = journal;
     assert_true(co_open(w, w->dek, NULL));
 }
 
@@ -321,7 +339,7 @@ static void co_in_pieces(void *arg)
             stops++;
             assert_false(co_replace(w, 'x', &error)); /* one at a time */
             assert_true(g_error_matches(error, QV_ERROR, QV_ERROR_USAGE));
-            co_crash(w);
+            co_crash(w, steps);
         }
     }
     assert_in_range(stops, 1, 100);
