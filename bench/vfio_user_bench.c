@@ -167,7 +167,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: vfio_user_bench SOCKET [REGION [OFFSET [SECONDS]]]\n");
         return 2;
     }
-    strcpy(address.sun_path, argv[1]);
+    memcpy(address.sun_path, argv[1], strlen(argv[1]));
     b.region = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 0) : b.region;
     b.offset = argc > 3 ? strtoull(argv[3], NULL, 0) : 0;
     b.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);

@@ -78,8 +78,8 @@ static void start(struct bench_queue *base)
 {
     struct queue *q = queue_of(base);
 
-    for (uint16_t i = 0; i < base->bench->depth; i++) {
-        issue(q, i);
+    for (unsigned i = 0; i < base->bench->depth; i++) {
+        issue(q, (uint16_t)i);
     }
     base->in_flight = base->bench->depth;
     kick(q);
