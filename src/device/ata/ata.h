@@ -108,7 +108,8 @@ enum qv_ata_reset {
     QV_ATA_SOFT,     /* SRST */
 };
 
-/** qv_ata_reset - no command is in flight. Sets @tf to the signature and the diagnostic code. */
+/** qv_ata_reset - no command is in flight. Sets @tf to the signature and the diagnostic code. A
+ * drive that was in standby or asleep looks at the size of its disk again, whatever the reset. */
 void qv_ata_reset(struct qv_ata_drive *drive, enum qv_ata_reset how, struct qv_ata_tf *tf);
 
 /**

@@ -70,7 +70,7 @@ struct qv_ata_drive {
     bool sata;
     unsigned device; /* 0 or 1 on a cable */
     char serial[QV_ATA_SERIAL_MAX], model[QV_ATA_MODEL_MAX], firmware[QV_ATA_FIRMWARE_MAX];
-    uint64_t sectors; /* as the guest knows it: looked at with power-on only */
+    uint64_t sectors; /* as the guest knows it: see qv_ata_reset() */
     struct ata_settings set;
     int64_t born_ns, access_ns; /* access: only kept up while a standby timer runs */
     uint32_t power_cycles;

@@ -91,8 +91,11 @@ struct qv_disk *qv_ata_disk(const struct qv_ata_drive *d)
 
 void qv_ata_reset(struct qv_ata_drive *d, enum qv_ata_reset how, struct qv_ata_tf *tf)
 {
-    if (how == QV_ATA_POWER_ON) {
+    /* The host put the drive to rest and wakes it: it will ask what it is. README.md, "Size" */
+    if (how == QV_ATA_POWER_ON || d->set.power != ATA_ACTIVE) {
         d->sectors = MIN(qv_disk_size(d->disk) / QV_SECTOR_SIZE, ATA_LBA48_MAX);
+    }
+    if (how == QV_ATA_POWER_ON) {
         d->power_cycles++;
         memset(d->sector_buffer, 0, sizeof(d->sector_buffer));
     }

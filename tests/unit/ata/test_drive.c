@@ -75,12 +75,48 @@ static void test_identify_follows_the_disk(void **state)
     }
 }
 
-/* The size is looked at when the machine is reset, not before. */
+/* The size is looked at when the machine is reset, or a drive that was put to rest; not before. */
 static void resize(void *arg)
 {
     struct env *e = arg;
 
     assert_int_equal(qv_disk_co_resize(e->rig.disk[0], 2 * SIZE), 0);
+}
+
+static void test_size_changes_with_a_reset_from_rest(void **state)
+{
+    static const struct {
+        uint8_t command;
+        enum qv_ata_reset how;
+    } rests[] = {{0xe0, QV_ATA_HARD}, {0xe6, QV_ATA_HARD}, {0xe0, QV_ATA_SOFT}};
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(rests); i++) {
+        struct env *e = env_new(&usual, true);
+
+        qv_thread_run_co(e->rig.thread, resize, e);
+        assert_int_equal(simple(e, rests[i].command), OK);
+        if (rests[i].command == 0xe0) { /* asleep it would not answer */
+            assert_int_equal(id_word(e, 100), SIZE / 512);
+        }
+        reset(e, rests[i].how);
+        assert_int_equal(id_word(e, 100), 2 * SIZE / 512);
+        assert_int_equal(run(e, (struct qv_ata_tf){.command = 0x25, .count = 1, .lba = SIZE / 512}),
+                         OK);
+        env_free(e);
+    }
+}
+
+/* One that was woken is in use. */
+static void test_size_stays_when_a_drive_was_woken(void **state)
+{
+    struct env *e = env_new(&usual, true);
+
+    qv_thread_run_co(e->rig.thread, resize, e);
+    assert_int_equal(simple(e, 0xe0), OK);
+    assert_int_equal(run(e, (struct qv_ata_tf){.command = 0x25, .count = 1, .lba = 0}), OK);
+    reset(e, QV_ATA_HARD);
+    assert_int_equal(id_word(e, 100), SIZE / 512);
+    env_free(e);
 }
 
 static void test_size_changes_with_power_on_only(void **state)
@@ -357,6 +393,8 @@ int main(void)
         cmocka_unit_test(test_identify_sata),
         cmocka_unit_test(test_identify_follows_the_disk),
         cmocka_unit_test(test_size_changes_with_power_on_only),
+        cmocka_unit_test(test_size_changes_with_a_reset_from_rest),
+        cmocka_unit_test(test_size_stays_when_a_drive_was_woken),
         cmocka_unit_test(test_chs_addresses),
         cmocka_unit_test(test_lba28_uses_the_device_register),
         cmocka_unit_test(test_native_max),
