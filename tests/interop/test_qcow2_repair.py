@@ -255,7 +255,7 @@ def test_random_damage_and_power_loss(tmpfs_dir):
     """Hundreds of images with random damage: repaired, clean for QEMU too, nothing readable lost; power loss as well."""
     images = [rich_image(tmpfs_dir, options, f"{k}.qcow2") for k, options in enumerate(GEOMETRIES)]
     run(STRESS, "--runs", "180", "--seed", "3", "--qemu-img", paths.engine_program("qemu-img"), *images, cwd=tmpfs_dir,
-        timeout=120)
+        timeout=300)
 
 
 def test_an_encrypted_image_is_repaired(quantavirt, root):

@@ -536,7 +536,6 @@ static void co_one(void *arg)
     } else {
         co_make(&base);
     }
-    co_compare_threads(&base);
     damage(&base);
     co_compare_threads(&base);
     before = co_read_all(&base);

@@ -9,6 +9,7 @@
 
 #define PART_BYTES  (UINT64_C(256) << 10) /* or one item */
 #define LANES_MAX   16u
+#define PARTS_ASKED 12u
 #define LANES_BYTES (UINT64_C(16) << 20) /* of all parts in memory */
 
 struct crew;
@@ -197,9 +198,9 @@ bool qcow2_parts_co_run(struct qcow2_walk *w, const struct qcow2_part_ops *ops, 
     struct crew crew = crew_of(w, ops, n, error);
     unsigned threads = w->threads != 0 ? w->threads : g_get_num_processors();
 
-    if (w->threads > 1) { /* as few in a part as can be, for tests: there is little in all */
-        crew.per_part = 1;
-        crew.parts = n;
+    if (w->threads > 1) { /* asked for, by a test: a few parts, however little there is in all */
+        crew.per_part = qv_min_u64(crew.per_part, qv_div_up(n, PARTS_ASKED));
+        crew.parts = n > 0 ? qv_div_up(n, crew.per_part) : 0;
     }
     if (threads > 1 && crew.parts > 1) {
         uint64_t most = LANES_BYTES / (crew.per_part * qcow2_cluster_size(&w->header));
