@@ -272,14 +272,17 @@ static void check_wait(int rc)
  * waits for one more the next time; where they have not it leaves this be for a while, ever longer.
  * Returns whether there are completions.
  */
-static bool gather(struct qv_uring *u, int64_t timeout_ns)
+static bool gather(const struct qv_thread *thread, int64_t timeout_ns)
 {
+    struct qv_uring *u = thread->uring;
     unsigned max = MIN(u->inflight / GATHER_SHARE, GATHER_MAX);
     unsigned want = MIN(u->gather + GATHER_MIN, max), n;
     struct __kernel_timespec ts = {.tv_nsec = GATHER_NS};
     struct io_uring_cqe *cqe;
 
-    if (max < GATHER_MIN || (timeout_ns > 0 && timeout_ns < GATHER_NS)) {
+    /* Nor where somebody stands still for each answer of this thread (an eager source). */
+    if (max < GATHER_MIN || (timeout_ns > 0 && timeout_ns < GATHER_NS) ||
+        thread->waiting.eager > 0) {
         return false;
     }
     if (u->gather_skip > 0) {
@@ -318,7 +321,7 @@ static void uring_wait(struct qv_thread *thread, int64_t timeout_ns)
         }
         return;
     }
-    if (gather(u, timeout_ns)) {
+    if (gather(thread, timeout_ns)) {
         return;
     }
     if (timeout_ns > 0) {
