@@ -143,6 +143,16 @@ void nvme_ctrl_disable(struct nvme_ctrl *c)
     stop(c);
 }
 
+/* Any controller reset clears the interrupt mask (7.3.2); AQA, ASQ and ACQ stay unless the function
+ * is reset. */
+static void unmask(struct nvme_ctrl *c)
+{
+    pthread_mutex_lock(&c->shared.lock);
+    c->shared.intms = 0;
+    pthread_mutex_unlock(&c->shared.lock);
+    nvme_intx_update(c);
+}
+
 /* Everything of before has ended. */
 static void now_disabled(struct nvme_ctrl *c)
 {
@@ -155,6 +165,7 @@ static void now_disabled(struct nvme_ctrl *c)
         atomic_store(nvme_db(c, i), 0);
     }
     atomic_store(&c->shared.fatal, false);
+    unmask(c);
     nvme_events_reset(c);
     nvme_features_reset(c);
     nvme_ns_guest_gone(c);
@@ -164,10 +175,7 @@ static void registers_reset(struct nvme_ctrl *c)
 {
     c->cc = c->aqa = 0;
     c->asq = c->acq = 0;
-    pthread_mutex_lock(&c->shared.lock);
-    c->shared.intms = 0;
-    pthread_mutex_unlock(&c->shared.lock);
-    nvme_intx_update(c);
+    unmask(c);
 }
 
 void nvme_ctrl_progress(struct nvme_ctrl *c)
