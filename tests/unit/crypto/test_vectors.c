@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * All cases of Project Wycheproof's files for ML-KEM, AES-GCM and ChaCha20-Poly1305 that lie in the
- * folder given as the argument (beside the checkout, ../shared/vectors). Without it: exit 77,
+ * All cases of the files for ML-KEM, AES-GCM, ChaCha20-Poly1305 and HKDF-SHA3-256 that lie in a
+ * folder, in the form of Project Wycheproof's: those of that project (beside the checkout,
+ * ../shared/vectors), or what tests/oracle makes.
+ *
+ *     test_crypto_vectors FOLDER [PROVIDER MODULES]
+ *
+ * PROVIDER does the arithmetic of ML-KEM instead of the library's own. Without the folder: exit 77,
  * skipped; test_aead, test_hash and test_kem have known answers that always run.
  * AES-GCM with other key or nonce sizes than ours is driven through EVP: it is the same library.
  */
@@ -14,6 +19,7 @@
 #include "base/json.h"
 #include "crypto/aead.h"
 #include "crypto/crypto.h"
+#include "crypto/hkdf.h"
 #include "crypto/kem_int.h"
 #include "hex.h"
 
@@ -111,7 +117,38 @@ static bool aead_case(const json_t *group, const json_t *test, bool valid, bool 
                     test, valid);
 }
 
+/* ---- HKDF ---- */
+
+static bool hkdf_case(const json_t *test, bool valid)
+{
+    FIELD(ikm, "ikm");
+    FIELD(salt, "salt");
+    FIELD(info, "info");
+    FIELD(okm, "okm");
+    size_t size = (size_t)json_integer_value(json_object_get(test, "size"));
+    g_autofree uint8_t *out = g_malloc0(size + 1);
+
+    return valid == (qv_hkdf_sha3_256(ikm.data, ikm.len, salt.data, salt.len, info.data, info.len,
+                                      out, size, NULL) &&
+                     same(out, size, okm));
+}
+
 /* ---- ML-KEM ---- */
+
+static const struct qv_kem_engine *engine, *software;
+
+/* What @engine seals with its own randomness, the library opens. */
+static bool opens_what_it_seals(const struct qv_kem_key *key)
+{
+    QV_CLEANUP(qv_secret_freep) struct qv_secret *sent = NULL;
+    QV_CLEANUP(qv_secret_freep) struct qv_secret *got = NULL;
+    uint8_t c[QV_KEM_CIPHERTEXT_MAX];
+
+    return qv_kem_encapsulate(engine, key, c, &sent, NULL) &&
+           qv_kem_decapsulate(software, key, c, qv_kem_info(key->kem)->ciphertext_len, &got,
+                              NULL) &&
+           qv_secret_equal(sent->data, got->data, sent->len);
+}
 
 static bool kem_keygen(enum qv_kem kem, const json_t *test)
 {
@@ -139,8 +176,11 @@ static bool kem_encaps(enum qv_kem kem, const json_t *test, bool valid)
     if (!valid) {
         return key == NULL;
     }
+    if (key != NULL && engine != software) { /* it takes no randomness from others */
+        return qv_kem_encapsulate(engine, key, c, &shared, NULL);
+    }
     return key != NULL && m.len == 32 &&
-           qv_kem_encapsulate_fixed(qv_kem_engine_software(NULL), key, m.data, c, &shared, NULL) &&
+           qv_kem_encapsulate_fixed(engine, key, m.data, c, &shared, NULL) &&
            same(c, qv_kem_info(kem)->ciphertext_len, want) && same(shared->data, shared->len, k);
 }
 
@@ -155,13 +195,13 @@ static bool kem_decaps(enum qv_kem kem, const json_t *test, bool valid, bool fro
                                  ? qv_kem_key_from_seed(kem, secret.data, secret.len, NULL)
                                  : qv_kem_key_from_private(kem, secret.data, secret.len, NULL);
     QV_CLEANUP(qv_secret_freep) struct qv_secret *shared = NULL;
-    bool opened = key != NULL && qv_kem_decapsulate(qv_kem_engine_software(NULL), key, c.data,
-                                                    c.len, &shared, NULL);
+    bool opened = key != NULL && qv_kem_decapsulate(engine, key, c.data, c.len, &shared, NULL);
 
     if (!valid) {
         return !opened;
     }
-    return opened && same(shared->data, shared->len, k) &&
+    return opened && (engine == software || opens_what_it_seals(key)) &&
+           same(shared->data, shared->len, k) &&
            same(key->public_key, qv_kem_info(kem)->public_len, ek);
 }
 
@@ -191,6 +231,9 @@ static bool run_case(const char *file, const json_t *group, const json_t *test)
 
     if (g_str_has_prefix(file, "mlkem")) {
         return kem_case(group, test, valid);
+    }
+    if (g_str_has_prefix(file, "hkdf_sha3_256")) {
+        return hkdf_case(test, valid);
     }
     return aead_case(group, test, valid, g_str_has_prefix(file, "aes_gcm"));
 }
@@ -228,6 +271,8 @@ static int run_file(const char *dir, const char *file, int *failed)
 int main(int argc, char **argv)
 {
     const char *dir = argc > 1 ? argv[1] : "";
+    g_autoptr(GError) error = NULL;
+    QV_CLEANUP(qv_kem_engine_freep) struct qv_kem_engine *provider = NULL;
     g_autoptr(GDir) d = g_dir_open(dir, 0, NULL);
     int total = 0, failed = 0;
     const char *file;
@@ -235,6 +280,14 @@ int main(int argc, char **argv)
     if (d == NULL) {
         printf("no vectors in %s\n", dir);
         return SKIPPED;
+    }
+    engine = software = qv_kem_engine_software(&error);
+    if (argc > 3) {
+        engine = provider = qv_kem_engine_load(argv[2], argv[3], &error);
+    }
+    if (engine == NULL) {
+        fprintf(stderr, "%s\n", error->message);
+        return 1;
     }
     while ((file = g_dir_read_name(d)) != NULL) {
         if (g_str_has_suffix(file, ".json")) {
