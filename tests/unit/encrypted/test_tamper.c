@@ -691,7 +691,7 @@ int main(int argc, char **argv)
         every.used = (unsigned)MAX(1, atoi(argv[2]));
         every.unused = 200 * every.used;
         every.area = 30 * every.used;
-        every.writing = 6;
+        every.writing = 10;
     }
     return cmocka_run_group_tests(tests, setup, teardown);
 }
