@@ -646,6 +646,7 @@ static void test_shorter_and_longer_files(void **state)
 static int setup(void **state)
 {
     (void)state;
+    enc_test_nonces_record(); /* thousands of copies of two files, written to */
     qv_log_init("test", QV_LOG_SILENT);
     rng = g_rand_new_with_seed(20);
     if (!tamper_start()) {
@@ -660,6 +661,7 @@ static int teardown(void **state)
 {
     (void)state;
     tamper_end();
+    assert_true(enc_test_nonces_count() > 1000);
     mem_file_clear(&closed);
     mem_file_clear(&crashed);
     g_rand_free(rng);
