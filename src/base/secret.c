@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/secret.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/maths.h"
@@ -51,6 +56,25 @@ void qv_secret_freep(struct qv_secret **secret)
 {
     qv_secret_free(*secret);
     *secret = NULL;
+}
+
+/* Which kinds of memory a core file has; core(5). Debuggers keep to it. */
+static bool empty_cores(void)
+{
+    QV_CLEANUP(qv_close_fd) int fd = open("/proc/self/coredump_filter", O_WRONLY | O_CLOEXEC);
+
+    return fd >= 0 && write(fd, "0", 1) == 1;
+}
+
+void qv_secret_forbid_dumps(void)
+{
+    const struct rlimit none = {0, 0};
+
+    /* The filter first: the file is root's once the process cannot be dumped. */
+    if (!empty_cores() || setrlimit(RLIMIT_CORE, &none) < 0 ||
+        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) {
+        qv_warn("memory can be dumped: %s", g_strerror(errno));
+    }
 }
 
 void qv_secret_wipe(void *data, size_t len)

@@ -28,6 +28,11 @@ struct qv_secret *qv_secret_new(size_t len);
 void qv_secret_free(struct qv_secret *secret);
 void qv_secret_freep(struct qv_secret **secret);
 
+/** qv_secret_forbid_dumps - of a process that has a guest's data, or its keys, in memory: no core
+ * file, no memory in one that a debugger makes, and no other process of the user may look. What
+ * cannot be had is warned of. At the start. */
+void qv_secret_forbid_dumps(void);
+
 /** qv_secret_wipe - overwrites @len bytes in a way the compiler keeps. */
 void qv_secret_wipe(void *data, size_t len);
 

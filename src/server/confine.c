@@ -15,7 +15,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #ifdef QV_HAVE_SECCOMP
@@ -24,17 +23,8 @@
 #endif
 
 #include "base/log.h"
+#include "base/secret.h"
 #include "server/server_int.h"
-
-/* Data keys may be in memory: no core file, and no other process of the user may look. */
-static void forbid_looking(void)
-{
-    const struct rlimit none = {0, 0};
-
-    if (setrlimit(RLIMIT_CORE, &none) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) {
-        qv_warn("memory can be dumped: %s", g_strerror(errno));
-    }
-}
 
 /* Every right on paths that Landlock knows, none granted anywhere. Open descriptors keep theirs. */
 static void close_file_system(void)
@@ -291,7 +281,7 @@ static bool filter_calls(void)
 
 bool server_confine(void)
 {
-    forbid_looking();
+    qv_secret_forbid_dumps(); /* data keys may be in memory, and the guest's data is */
     if (close_network()) {
         empty_root();
     }

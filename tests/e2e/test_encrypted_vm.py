@@ -3,11 +3,17 @@
 import base64
 import os
 import signal
+import struct
 from pathlib import Path
 
 import pytest
 
+from qvtest import paths
+from qvtest.command import run
 from qvtest.vm import COUNTER, Vm, disk, wait_gone
+
+pytest.importorskip("cryptography")
+from qvtest.encrypted import Image  # noqa: E402
 
 pytestmark = pytest.mark.guest
 
@@ -89,6 +95,58 @@ def test_the_process_that_faces_the_guest_holds_no_private_key(quantavirt, root)
     vm.wait_count()
     vm("stop", "--force")
     assert list(root.rglob("core*")) == [] and files_with(root, needles[0]) == []
+
+
+# Whole sectors, parts of sectors, and all of it read again; then the guest stays.
+BUSY = """M=$(printf 'qv%s%s' plain text); yes $M | head -c 983040 >/tmp/m
+for how in 'bs=64k' 'bs=512 seek=3001 count=600'; do dd if=/tmp/m of=/dev/vda $how oflag=direct conv=notrunc,fsync || exit 1; done
+for i in 1 2; do dd if=/dev/vda of=/dev/null bs=512 iflag=direct count=3000 skip=1 2>/dev/null
+dd if=/dev/vda of=/dev/null bs=1M iflag=direct 2>/dev/null; done
+echo it is on the disk; while :; do dd if=/tmp/m of=/dev/vda bs=4k seek=500 count=1 oflag=direct conv=notrunc 2>/dev/null
+sleep 0.2; done"""
+
+
+def core_of(pid, folder):
+    """The memory in the core file that gdb makes of a process: what the kernel would put into one, were it allowed to
+    write it. Without the registers, where the last bytes that were copied may stand."""
+    run(paths.system_program("gcore"), "-o", folder / "core", str(pid))
+    path = folder / f"core.{pid}"
+    content = path.read_bytes()
+    path.unlink()
+    assert content[:6] == b"\x7fELF\x02\x01"
+    table, = struct.unpack_from("<Q", content, 32)
+    entry, count = struct.unpack_from("<HH", content, 54)
+    memory = b""
+    for i in range(count):
+        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", content, table + i * entry)
+        memory += content[offset:offset + length] if kind == 1 else b""
+    return memory
+
+
+def test_cores_hold_no_keys_and_no_data(quantavirt, root, disk_dir):
+    quantavirt("storage", "create", "--name", "a", "--format", "encrypted", "--size", "8M")
+    private = private_key(root / "keys/a.pem")[-2400:]
+    vm = Vm(quantavirt, root, "web", [disk("a")], BUSY).create().start()
+    vm.wait_console("it is on the disk")
+    info = vm.info()
+    names = ("io_pid", "pid", "qemu_pid")
+    everything = {name: b"".join(memory_of(info[name], dumpable_only=False)) for name in names}
+    dumpable = {name: b"".join(memory_of(info[name])) for name in names}
+    cores = {name: core_of(info[name], disk_dir) for name in ("io_pid", "pid")}
+    vm("stop", "--force")
+    image = Image(root / "images/a.qcow2", private_key=private)
+    assert MARKER in image.content() and files_with(root, MARKER) == []
+    symmetric = {key: f"key {i}" for i, key in enumerate(image.secrets)}
+    needles = {**symmetric, private[:32]: "the private key", private[-32:]: "its secret seed", MARKER: "the guest's data"}
+    # The search works: all of the I/O process's memory has the data key, and the guest's memory.
+    assert image.secrets[0] in everything["io_pid"] and MARKER in everything["io_pid"]
+    assert len(cores["io_pid"]) < 1 << 20 < len(cores["pid"])  # it has only what the kernel maps for all
+    for name, core in cores.items():
+        assert [what for needle, what in needles.items() if needle in core] == [], name
+        # Keys are in no page that might be dumped at all, whatever /proc/PID/coredump_filter says.
+        assert [what for needle, what in needles.items() if needle in dumpable[name] and needle != MARKER] == [], name
+    # A core of QEMU is the guest's memory; of keys it knows nothing.
+    assert not any(needle in everything["qemu_pid"] for needle in [*symmetric, private[:32], private[-32:]])
 
 
 def test_a_crash_of_the_io_process_loses_nothing_the_guest_was_told(quantavirt, root):

@@ -9,13 +9,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
 #include "base/log.h"
+#include "base/secret.h"
 #include "plugin/nbdkit/plugin_int.h"
 
 #define THREAD_MODEL  NBDKIT_THREAD_MODEL_PARALLEL
@@ -233,16 +232,6 @@ static int plugin_config_complete(void)
 
 /* ---- life ---- */
 
-/* Images may be encrypted, and their keys in this memory. */
-static void forbid_dumps(void)
-{
-    const struct rlimit none = {0, 0};
-
-    if (setrlimit(RLIMIT_CORE, &none) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) {
-        qv_warn("memory can be dumped: %s", g_strerror(errno));
-    }
-}
-
 static bool read_keys(GError **error)
 {
     for (unsigned i = 0; i < params.n_keys; i++) {
@@ -280,7 +269,7 @@ static int plugin_after_fork(void)
     bool opened;
 
     qv_log_init("nbdkit-quantavirt-plugin", QV_LOG_WARN);
-    forbid_dumps();
+    qv_secret_forbid_dumps(); /* images may be encrypted, and their keys in this memory */
     opened = read_keys(&error) && nbd_image_open(&image, params.threads, params.top, &opts, &error);
     forget_keys();
     if (!opened) {

@@ -190,9 +190,11 @@ class Image:
             key = hkdf(data_key, self.uuid, b"quantavirt previous key v1")
             deks[previous] = AESGCM(key).decrypt(area[80:92], area[92:140], self.uuid)
         self.keys = {}
+        self.secrets = [*deks.values(), mac_key]  # all symmetric keys of the image
         for i in range(epochs):
             number, dek, salt = struct.unpack_from(">II32s", area, 36864 + 48 * i)
-            self.keys[number] = _aead(aead, hkdf(deks[dek], salt, b"quantavirt epoch v1" + struct.pack(">I", aead)))
+            self.secrets.append(hkdf(deks[dek], salt, b"quantavirt epoch v1" + struct.pack(">I", aead)))
+            self.keys[number] = _aead(aead, self.secrets[-1])
 
     def _unlock(self, private_key):
         for slot in self.slots:

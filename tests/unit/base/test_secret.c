@@ -5,7 +5,12 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -69,6 +74,31 @@ static void test_wipe_clears(void **state)
     assert_memory_equal(text, "\0\0\0\0\0\0\0", sizeof(text));
 }
 
+/* In a child, which ends with 0 when all is as it must be. */
+static void test_a_process_that_forbids_dumps_has_none(void **state)
+{
+    int status;
+    pid_t pid = fork();
+
+    (void)state;
+    if (pid == 0) {
+        char text[32] = "";
+        struct rlimit core = {1, 1};
+        FILE *filter;
+
+        qv_secret_forbid_dumps();
+        filter = fopen("/proc/self/coredump_filter", "re");
+        if (filter == NULL || fgets(text, sizeof(text), filter) == NULL) {
+            _exit(1);
+        }
+        fclose(filter);
+        _exit(strtoul(text, NULL, 16) != 0 || getrlimit(RLIMIT_CORE, &core) != 0 ||
+              core.rlim_cur != 0 || core.rlim_max != 0 || prctl(PR_GET_DUMPABLE) != 0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -76,6 +106,7 @@ int main(void)
         cmocka_unit_test(test_lengths_out_of_range_give_no_secret),
         cmocka_unit_test(test_equal_compares_every_byte),
         cmocka_unit_test(test_wipe_clears),
+        cmocka_unit_test(test_a_process_that_forbids_dumps_has_none),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
