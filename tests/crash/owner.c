@@ -190,80 +190,114 @@ static void co_slots(struct run *run, struct qv_node *node)
 
 /* ---- another data key ---- */
 
+/* The image as the owner has it: open, or only its file. */
+struct target {
+    struct qv_node *node, *file; /* one of them */
+};
+
+static bool co_info(const struct target *t, struct qv_enc_info *info, GError **error)
+{
+    return t->node != NULL ? qv_enc_get_info(t->node, info) : qv_enc_co_probe(t->file, info, error);
+}
+
 /* In every slot that is in use. */
-static bool co_replace_dek(struct run *run, GError **error)
+static bool co_replace_dek(struct run *run, const struct target *t, const struct qv_enc_info *info,
+                           GError **error)
 {
     uint8_t key = run->keys.next_data++;
     QV_CLEANUP(qv_secret_freep) struct qv_secret *dek = co_data_key(run, error);
     QV_CLEANUP(qv_secret_freep) struct qv_secret *new_dek = enc_test_secret(key);
     g_autofree struct qv_enc_slot *slots = g_new0(struct qv_enc_slot, QV_ENC_SLOTS);
-    struct qv_node *file = run_co_file(run);
-    struct qv_enc_info info = {0};
-    bool ok = dek != NULL && qv_enc_co_probe(file, &info, error);
     guint event;
+    bool ok;
 
-    for (unsigned i = 0; ok && i < QV_ENC_SLOTS; i++) {
-        if (info.slots[i].used) {
-            keys_slot(&slots[i], keys_of_slot(&info.slots[i]), new_dek);
+    if (dek == NULL) {
+        return false;
+    }
+    for (unsigned i = 0; i < QV_ENC_SLOTS; i++) {
+        if (info->slots[i].used) {
+            keys_slot(&slots[i], keys_of_slot(&info->slots[i]), new_dek);
         }
     }
-    qv_enc_info_clear(&info);
+    event = keys_begin(&run->keys, KEY_DATA, key, now(run));
+    ok = t->node != NULL ? qv_enc_co_node_dek_replace(t->node, new_dek, slots, error)
+                         : qv_enc_co_dek_replace(t->file, dek, new_dek, slots, error);
     if (ok) {
-        event = keys_begin(&run->keys, KEY_DATA, key, now(run));
-        ok = qv_enc_co_dek_replace(file, dek, new_dek, slots, error);
-        if (ok) {
-            keys_end(&run->keys, event, now(run));
-        }
+        keys_end(&run->keys, event, now(run));
     }
-    qv_node_co_close_tree(file);
     return ok;
 }
 
-static struct qv_node *co_open_again(struct run *run, struct mem_file *bytes, GError **error)
+/* A replacement that has not ended goes on; else the next one begins. */
+static bool co_begin_reencryption(struct run *run, const struct target *t, GError **error)
 {
-    return run_co_open(run, bytes == NULL ? run_co_file(run) : mem_node_new(bytes, false), false,
-                       error);
+    struct qv_enc_info info = {0};
+    bool ok = co_info(t, &info, error);
+
+    ok = ok && (info.reencrypting || co_replace_dek(run, t, &info, error));
+    qv_enc_info_clear(&info);
+    return ok;
+}
+
+/* @recorded: the run's own image. */
+static bool co_reseal(struct run *run, struct qv_node *node, bool recorded, bool *old_key,
+                      GError **error)
+{
+    struct qv_enc_reencrypt job = {.old_key = true};
+    guint event = keys_begin(&run->keys, KEY_FORGET, 0, now(run));
+    bool ok = qv_enc_co_reencrypt(node, &job, error) &&
+              (job.bad == 0 ||
+               qv_fail(error, QV_ERROR_CORRUPT, "%" PRIu64 " sectors do not open", job.bad));
+
+    *old_key = job.old_key;
+    if (ok && !job.old_key && recorded) {
+        keys_end(&run->keys, event, now(run));
+    }
+    return ok;
 }
 
 bool owner_co_reseal(struct run *run, struct mem_file *bytes, bool *old_key, GError **error)
 {
-    struct qv_enc_reencrypt job = {.old_key = true};
-    struct qv_node *root = co_open_again(run, bytes, error);
-    guint event;
+    struct qv_node *file = bytes == NULL ? run_co_file(run) : mem_node_new(bytes, false);
+    struct qv_node *root = run_co_open(run, file, false, error);
     bool ok;
 
     *old_key = true;
     if (root == NULL) {
         return false;
     }
-    event = keys_begin(&run->keys, KEY_FORGET, 0, now(run));
-    ok = qv_enc_co_reencrypt(root, &job, error) &&
-         (job.bad == 0 ||
-          qv_fail(error, QV_ERROR_CORRUPT, "%" PRIu64 " sectors do not open", job.bad));
-    *old_key = job.old_key;
-    if (ok && !job.old_key && bytes == NULL) {
-        keys_end(&run->keys, event, now(run));
-    }
+    ok = co_reseal(run, root, bytes == NULL, old_key, error);
     return qv_node_co_close_tree(root) == 0 && ok;
 }
 
-/* A replacement that has not ended goes on; else the next one begins. */
-static void co_reencrypt(struct run *run)
+static void end_reencryption(struct run *run, bool ok, bool old_key, const GError *error)
 {
-    struct qv_node *file = mem_node_new(&run->file, true);
-    struct qv_enc_info info = {0};
-    g_autoptr(GError) error = NULL;
-    bool ok = qv_enc_co_probe(file, &info, &error), old_key = false;
-
-    qv_node_co_close_tree(file);
-    if (ok && !info.reencrypting) {
-        ok = co_replace_dek(run, &error);
-    }
-    qv_enc_info_clear(&info);
-    ok = ok && owner_co_reseal(run, NULL, &old_key, &error);
     if (went_well(run, ok, "replacing the data key", error) && old_key && run->faults == NULL) {
         run_fail(run, "the old data key is still needed");
     }
+}
+
+static void co_reencrypt_closed(struct run *run)
+{
+    struct target t = {.file = run_co_file(run)};
+    g_autoptr(GError) error = NULL;
+    bool ok = co_begin_reencryption(run, &t, &error), old_key = false;
+
+    qv_node_co_close_tree(t.file);
+    ok = ok && owner_co_reseal(run, NULL, &old_key, &error);
+    end_reencryption(run, ok, old_key, error);
+}
+
+/* While guests write. */
+static void co_reencrypt_live(struct run *run, struct qv_node *node)
+{
+    struct target t = {.node = node};
+    g_autoptr(GError) error = NULL;
+    bool old_key = false, ok;
+
+    co_pause(run, node);
+    ok = co_begin_reencryption(run, &t, &error) && co_reseal(run, node, true, &old_key, &error);
+    end_reencryption(run, ok, old_key, error);
 }
 
 /* ---- what others call ---- */
@@ -279,12 +313,15 @@ void owner_co_beside(struct run *run, struct qv_node *node)
     if (run->load->rekey) {
         co_slots(run, node);
     }
+    if (run->load->live) {
+        co_reencrypt_live(run, node);
+    }
 }
 
 void owner_co_closed(struct run *run)
 {
-    if (run->load->reencrypt) {
-        co_reencrypt(run);
+    if (run->load->reencrypt && !run->load->live) {
+        co_reencrypt_closed(run);
     }
 }
 

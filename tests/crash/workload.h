@@ -41,6 +41,7 @@ struct workload {
     bool two_steps;            /* no data through the log to save a sync */
     bool rekey;                /* beside the guests, key slots come and go */
     bool reencrypt; /* while it is closed, the image gets another data key; needs reopen */
+    bool live;      /* ... beside the guests instead */
     uint64_t cache; /* qcow2: bytes of L2 tables in memory; 0: default */
 };
 
