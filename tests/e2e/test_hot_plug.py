@@ -145,6 +145,19 @@ def test_controllers_come_with_their_first_disk(quantavirt, root):
     vm("disk-attach", "--storage", "s1", "--controller", "ahci")
     vm("disk-attach", "--storage", "n1", "--controller", "nvme")
     vm.wait("both again", lambda: {d.split(":")[1] for d in seen(vm)} == {"2", "4"})
+
+    # Of a disk that was taken by force the device is left, until the guest lets it go; and it may come back.
+    quantavirt("storage", "create", "--name", "v1", "--format", "raw", "--size", "7M")
+    vm("disk-attach", "--storage", "v1", "--controller", "virtio-blk")
+    vm.wait("a virtio-blk disk", lambda: "vdb:7" in seen(vm))
+    vm("pause")
+    vm("disk-detach", "--storage", "v1", "--force")
+    quantavirt("storage", "check", "v1")
+    vm("resume")
+    vm.wait("no virtio-blk disk", lambda: {d.split(":")[1] for d in seen(vm)} == {"2", "4"})
+    vm("disk-attach", "--storage", "v1", "--controller", "virtio-blk")
+    vm.wait("the virtio-blk disk again", lambda: "7" in {d.split(":")[1] for d in seen(vm)})
+    vm("disk-detach", "--storage", "v1", timeout=90)
     vm("stop", timeout=90)
 
     # The configuration has followed: the next start has them.
