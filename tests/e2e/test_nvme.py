@@ -90,6 +90,34 @@ def test_what_the_guest_is_told(quantavirt, root):
     assert "timeout," not in said["kernel"] and "I/O error" not in said["kernel"]
 
 
+# fio writes and checks while the controller is reset again and again: Linux sends again what it lost.
+LOAD = """
+fio --name=v --filename=/dev/nvme0n1 --rw=randwrite --bs=4k-64k --size=24m --iodepth=16 --ioengine=libaio --direct=1 \
+    --verify=crc32c --do_verify=1 --verify_fatal=1 --randrepeat=1 > /tmp/fio 2>&1 &
+fio=$!
+for i in 1 2 3 4 5 6; do sleep 0.3; echo 1 > /sys/class/nvme/nvme0/reset_controller || echo bad reset; done
+for i in 1 2 3; do nvme flush /dev/nvme0n2 >/dev/null || echo bad flush; blkdiscard -z /dev/nvme0n2 2>/dev/null; done
+wait $fio; echo fio $?
+grep -E 'err=|verify' /tmp/fio | head -5
+mke2fs /dev/nvme0n2 >/dev/null && mount -t ext4 -o discard /dev/nvme0n2 /mnt && dd if=/dev/urandom of=/mnt/f bs=64k count=100 2>/dev/null
+echo 1 > /sys/class/nvme/nvme0/reset_controller
+rm /mnt/f; sync; umount /mnt && e2fsck -fn /dev/nvme0n2 >/dev/null 2>&1; echo fsck $?
+dmesg | grep -E 'nvme.*(timeout,|I/O error|Abort)' | head -3
+"""
+
+
+def test_resets_under_load(quantavirt, root, qemu_img):
+    disks = [disk("a", "qcow2", size="32M", type="nvme"), disk("b", "qcow2", size="32M", type="nvme")]
+    vm = nvme_vm(quantavirt, root, disks, LOAD, ["nvme0n1", "nvme0n2"], cpus=2, memory="1G",
+                 programs=("fio", "e2fsck"))
+    said = vm.result().check().output
+    assert "fio 0" in said and "err= 0" in said and "fsck 0" in said, said
+    assert "bad" not in said and "timeout," not in said and "I/O error" not in said, said
+    for image in "ab":
+        quantavirt("storage", "check", image)
+        assert qemu_img("check", "--output=json", root / f"images/{image}.qcow2").get("check-errors") == 0
+
+
 def test_256_namespaces(quantavirt, root):
     disks = [disk(f"d{i}", "raw", size="1M", type="nvme") for i in range(256)]
     script = """for i in $(seq 100); do [ -b /dev/nvme0n256 ] && break; sleep 0.2; done
