@@ -18,6 +18,7 @@
 #include "format/qcow2/header.h"
 #include "format/qcow2/rebuild.h"
 #include "enc_image.h"
+#include "format/encrypted/layout.h"
 #include "states.h"
 #include "verify.h"
 
@@ -188,11 +189,51 @@ static bool co_explore_run(struct task *task, struct run *run, uint64_t guest_wh
     return ok;
 }
 
+/* Whether a flush lies between the end of @a and the begin of @b. */
+static bool flushed_between(const struct run *run, const struct qv_record *a,
+                            const struct qv_record *b)
+{
+    for (guint i = 0; i < run->log.records->len; i++) {
+        const struct qv_record *f = g_ptr_array_index(run->log.records, i);
+
+        if (f->kind == QV_RECORD_FLUSH && f->began > a->ended && f->ended != 0 && f->result == 0 &&
+            f->ended < b->began) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A record of an intent log is written when the one before is durable: a gap would hide older ones
+ * from the replay. */
+static bool records_in_order(struct run *run)
+{
+    const struct qv_record *before = NULL;
+
+    for (guint i = 0; run->load->encrypted && i < run->log.records->len; i++) {
+        const struct qv_record *r = g_ptr_array_index(run->log.records, i);
+
+        if (r->kind != QV_RECORD_WRITE || r->len < sizeof(struct enc_record_disk) ||
+            memcmp(r->data, ENC_LOG_MAGIC, 8) != 0) {
+            continue;
+        }
+        if (before != NULL && !flushed_between(run, before, r)) {
+            run_fail(run,
+                     "the record at event %" PRIu64 " was written when that at %" PRIu64
+                     " was not durable",
+                     r->began, before->began);
+            return false;
+        }
+        before = r;
+    }
+    return true;
+}
+
 /* Power loss while guests work. */
 static bool co_explore_workload(struct task *task, struct run *run)
 {
     run_co(run);
-    return run->failure == NULL && co_explore_run(task, run, 0, false);
+    return run->failure == NULL && records_in_order(run) && co_explore_run(task, run, 0, false);
 }
 
 /* Power loss while guests work on a medium that fails now and then. */

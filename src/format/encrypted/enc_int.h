@@ -112,8 +112,9 @@ struct enc_log {
     uint64_t seq;               /* of the next record */
     qv_be32 last_epoch;         /* of the newest record's tag; 0: there is no record */
     qv_be64 last_counter;
-    GArray *live; /* of struct enc_live, oldest first */
-    bool unended; /* the newest record, if there is one, says not that no other is needed */
+    GArray *live;  /* of struct enc_live, oldest first */
+    bool unsynced; /* the newest record may not be durable */
+    bool unended;  /* the newest record, if there is one, says not that no other is needed */
 };
 
 struct enc_image {

@@ -7,6 +7,10 @@
  *
  * A record is never written over while it, or a newer one that is not durable, is the newest: no
  * record takes more than a third of the ring, so the place of the next one is free of the last.
+ *
+ * A record is written only when the one before is durable. Else power loss might leave the second
+ * without the first; the replay, which goes back from the newest one, would end at that gap and not
+ * come to older ones that are needed.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -26,6 +30,7 @@ int enc_co_sync(struct enc_image *enc)
     if (ret == 0) {
         enc->settled = applied;
         enc->unsynced = false;
+        enc->log.unsynced = false;
     } else if (!atomic_exchange(&enc->failed, true)) {
         /* The kernel may have dropped what it could not write. What is durable is not known any
          * more; opening the image again finds out. */
@@ -84,6 +89,12 @@ int enc_log_co_reserve(struct enc_image *enc, uint32_t blocks, uint32_t *at)
     if (blocks > enc_record_max(enc)) {
         return -E2BIG;
     }
+    if (log->unsynced) {
+        ret = enc_co_sync(enc);
+        if (ret != 0) {
+            return ret;
+        }
+    }
     *at = log->head + blocks <= log->blocks ? log->head : 0;
     if (!place_free(log, *at, blocks)) {
         ret = enc_co_checkpoint(enc);
@@ -114,6 +125,7 @@ void enc_log_appended(struct enc_image *enc, uint32_t at, const struct enc_recor
     log->last_counter = head->counter;
     log->head = at + blocks;
     log->seq++;
+    log->unsynced = true;
     log->unended = qv_be32_get(head->items) != 0;
 }
 
