@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/maths.h"
 #include "io/coroutine.h"
 #include "io/thread.h"
@@ -167,22 +168,16 @@ static bool co_take(struct copy *copy, uint64_t *offset, uint64_t *len)
     return true;
 }
 
-/* memcmp of a buffer with itself, one step on: the fastest comparison the C library has. */
-static bool is_zero(const uint8_t *buf, uint64_t len)
-{
-    return buf[0] == 0 && buf[len / 2] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
-}
-
 /* Length of the run at @buf that is all zero, or that has no zero block; *@zero tells which. */
 static uint64_t run_at(const struct copy *copy, const uint8_t *buf, uint64_t len, bool *zero)
 {
     uint64_t run = qv_min_u64(copy->granularity, len);
 
-    *zero = is_zero(buf, run);
+    *zero = qv_is_zero(buf, run);
     while (run < len) {
         uint64_t n = qv_min_u64(copy->granularity, len - run);
 
-        if (is_zero(buf + run, n) != *zero) {
+        if (qv_is_zero(buf + run, n) != *zero) {
             break;
         }
         run += n;

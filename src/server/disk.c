@@ -155,9 +155,8 @@ void server_disk_unlock(struct server_disk *disk)
     server_disk_unref(disk);
 }
 
-/* The disk named by a request that has no argument but "id", and @key when not NULL. */
-static bool co_lock_named(struct server_request *req, const char *key, struct server_disk **out,
-                          GError **error)
+bool server_disk_co_lock_named(struct server_request *req, const char *key,
+                               struct server_disk **out, GError **error)
 {
     const char *const keys[] = {"id", key, NULL};
     const char *id = NULL;
@@ -295,7 +294,7 @@ bool server_disk_co_remove(struct server_request *req, json_t **result, GError *
 
     (void)result;
     if (!qv_json_read_bool(req->args, "", "force", &force, error) ||
-        !co_lock_named(req, "force", &disk, error)) {
+        !server_disk_co_lock_named(req, "force", &disk, error)) {
         return false;
     }
     if (!server_disk_exported(req->server, disk)) {
@@ -317,7 +316,7 @@ bool server_disk_co_resize(struct server_request *req, json_t **result, GError *
     uint64_t size = 0;
     int ret;
 
-    if (!co_lock_named(req, "size", &disk, error)) {
+    if (!server_disk_co_lock_named(req, "size", &disk, error)) {
         return false;
     }
     if (!qv_json_read_size(req->args, "", "size", &size, error)) {
@@ -339,7 +338,7 @@ bool server_disk_co_pause(struct server_request *req, json_t **result, GError **
     struct server_disk *disk;
 
     (void)result;
-    if (!co_lock_named(req, NULL, &disk, error)) {
+    if (!server_disk_co_lock_named(req, NULL, &disk, error)) {
         return false;
     }
     qv_disk_co_drain_begin(disk->disk);
@@ -354,7 +353,7 @@ bool server_disk_co_resume(struct server_request *req, json_t **result, GError *
     bool ok = true;
 
     (void)result;
-    if (!co_lock_named(req, NULL, &disk, error)) {
+    if (!server_disk_co_lock_named(req, NULL, &disk, error)) {
         return false;
     }
     if (disk->paused > 0) {
@@ -372,7 +371,7 @@ bool server_disk_co_retry(struct server_request *req, json_t **result, GError **
     struct server_disk *disk;
 
     (void)result;
-    if (!co_lock_named(req, NULL, &disk, error)) {
+    if (!server_disk_co_lock_named(req, NULL, &disk, error)) {
         return false;
     }
     qv_timer_cancel(&disk->retry);
@@ -388,7 +387,7 @@ bool server_disk_co_flush(struct server_request *req, json_t **result, GError **
     int ret;
 
     (void)result;
-    if (!co_lock_named(req, NULL, &disk, error)) {
+    if (!server_disk_co_lock_named(req, NULL, &disk, error)) {
         return false;
     }
     /* Below the gate: also a paused disk can be flushed. */
@@ -401,7 +400,7 @@ bool server_disk_co_stats(struct server_request *req, json_t **result, GError **
 {
     struct server_disk *disk;
 
-    if (!co_lock_named(req, NULL, &disk, error)) {
+    if (!server_disk_co_lock_named(req, NULL, &disk, error)) {
         return false;
     }
     *result = qv_disk_report(disk->disk, true);

@@ -182,15 +182,11 @@ static bool co_compact(struct server_disk *disk, uint64_t *stuck, GError **error
 
 bool server_disk_co_compact(struct server_request *req, json_t **result, GError **error)
 {
-    static const char *const keys[] = {"id", NULL};
-    const char *id = NULL;
     struct server_disk *disk;
     uint64_t stuck = 0;
     bool ok;
 
-    if (!qv_json_only_keys(req->args, "", keys, error) ||
-        !qv_json_read_text(req->args, "", "id", &id, error) ||
-        !server_disk_co_lock(req->server, id, &disk, error)) {
+    if (!server_disk_co_lock_named(req, NULL, &disk, error)) {
         return false;
     }
     ok = server_job_begin(disk, "compact", error);

@@ -103,14 +103,10 @@ static void progress(void *arg, double done)
 
 bool server_disk_co_reencrypt(struct server_request *req, json_t **result, GError **error)
 {
-    static const char *const keys[] = {"id", NULL};
-    const char *id = NULL;
     struct server_disk *disk;
     bool ok;
 
-    if (!qv_json_only_keys(req->args, "", keys, error) ||
-        !qv_json_read_text(req->args, "", "id", &id, error) ||
-        !server_disk_co_lock(req->server, id, &disk, error)) {
+    if (!server_disk_co_lock_named(req, NULL, &disk, error)) {
         return false;
     }
     ok = server_job_begin(disk, "reencrypt", error);
@@ -137,14 +133,10 @@ bool server_disk_co_reencrypt(struct server_request *req, json_t **result, GErro
 
 bool server_disk_co_job_stop(struct server_request *req, json_t **result, GError **error)
 {
-    static const char *const keys[] = {"id", NULL};
-    const char *id = NULL;
     struct server_disk *disk;
 
     (void)result;
-    if (!qv_json_only_keys(req->args, "", keys, error) ||
-        !qv_json_read_text(req->args, "", "id", &id, error) ||
-        !server_disk_co_lock(req->server, id, &disk, error)) {
+    if (!server_disk_co_lock_named(req, NULL, &disk, error)) {
         return false;
     }
     server_job_co_end(&disk->job);

@@ -109,6 +109,10 @@ bool server_disk_co_close(struct server_disk *disk, struct qv_disk **left, GErro
  * after the other. */
 bool server_disk_co_lock(struct server *server, const char *id, struct server_disk **out,
                          GError **error);
+/** server_disk_co_lock_named - the same of the disk that a request names which has no argument but
+ * "id", and @key when not NULL. */
+bool server_disk_co_lock_named(struct server_request *req, const char *key,
+                               struct server_disk **out, GError **error);
 void server_disk_unlock(struct server_disk *disk);
 
 struct qv_disk *server_disk_get(struct server_disk *disk);

@@ -238,6 +238,14 @@ void sup_request(void *arg, struct vm_ctl_request *request, const char *command,
 /** sup_answer_waiters - the VM has stopped. */
 void sup_answer_waiters(struct sup *sup);
 
+/** sup_refuse - the end of a request that cannot be. @hint may be NULL. */
+void sup_refuse(struct vm_ctl_request *request, enum qv_error_kind kind, const char *text,
+                const char *hint);
+
+/** sup_relay - the end of a request, @arg, that is what the I/O process has answered: a callback of
+ * qv_control_client_call_async. */
+void sup_relay(void *arg, json_t *result, const GError *error);
+
 /* ---- supervisor.c ---- */
 
 /** sup_end_soon - QEMU is gone, or is to go: ends the VM from the loop, after what QEMU has said.

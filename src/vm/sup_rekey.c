@@ -14,14 +14,6 @@
 #include "job/unlock.h"
 #include "vm/sup_int.h"
 
-static void refuse(struct vm_ctl_request *request, enum qv_error_kind kind, const char *text)
-{
-    g_autoptr(GError) error = NULL;
-
-    qv_fail(&error, kind, "%s", text);
-    vm_ctl_refuse(request, error);
-}
-
 /* ---- the key ---- */
 
 struct rekey {
@@ -70,11 +62,12 @@ void sup_rekey(struct sup_disk *disk, struct vm_ctl_request *request, json_t *sl
     struct rekey *r;
 
     if (disk->image->dek == NULL || slots == NULL) {
-        refuse(request, QV_ERROR_USAGE, slots == NULL ? "slots are missing" : "is not encrypted");
+        sup_refuse(request, QV_ERROR_USAGE,
+                   slots == NULL ? "slots are missing" : "is not encrypted", NULL);
         return;
     }
     if (disk->rekeying) {
-        refuse(request, QV_ERROR_IN_USE, "its data key is being replaced");
+        sup_refuse(request, QV_ERROR_IN_USE, "its data key is being replaced", NULL);
         return;
     }
     dek = take_dek(request, &error);
@@ -167,7 +160,7 @@ static void start(struct sup_disk *disk)
 void sup_reencrypt(struct sup_disk *disk, struct vm_ctl_request *request)
 {
     if (disk->image->dek == NULL) {
-        refuse(request, QV_ERROR_USAGE, "is not encrypted");
+        sup_refuse(request, QV_ERROR_USAGE, "is not encrypted", NULL);
         return;
     }
     if (disk->reencrypt_waiters == NULL) {
@@ -180,26 +173,15 @@ void sup_reencrypt(struct sup_disk *disk, struct vm_ctl_request *request)
     }
 }
 
-static void on_stopped(void *arg, json_t *result, const GError *error)
-{
-    struct vm_ctl_request *request = arg;
-
-    if (error != NULL) {
-        vm_ctl_refuse(request, error);
-    } else {
-        vm_ctl_reply(request, json_incref(result));
-    }
-}
-
 void sup_reencrypt_stop(struct sup_disk *disk, struct vm_ctl_request *request)
 {
     if (!disk->reencrypting) {
-        refuse(request, QV_ERROR_FAILED, "nothing is being sealed anew");
+        sup_refuse(request, QV_ERROR_FAILED, "nothing is being sealed anew", NULL);
         return;
     }
     disk->reencrypting = false; /* its end is not the beginning of another */
     qv_control_client_call_async(disk->sup->io, "disk-job-stop", json_pack("{s:s}", "id", disk->id),
-                                 NULL, 0, on_stopped, request);
+                                 NULL, 0, sup_relay, request);
 }
 
 void sup_reencrypt_resume(struct sup *sup)

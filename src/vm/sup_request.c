@@ -13,8 +13,8 @@
 #define STATS_MS         10000
 #define PRESS_AGAIN_S    10u /* a guest that is still booting does not hear the first */
 
-static void refuse(struct vm_ctl_request *request, enum qv_error_kind kind, const char *text,
-                   const char *hint)
+void sup_refuse(struct vm_ctl_request *request, enum qv_error_kind kind, const char *text,
+                const char *hint)
 {
     g_autoptr(GError) error = NULL;
 
@@ -94,7 +94,7 @@ static gboolean on_waited(gpointer arg)
 
     waiter->timer = 0;
     g_ptr_array_remove_fast(waiter->sup->waiters, waiter);
-    refuse(waiter->request, QV_ERROR_FAILED, text, "vm stop --force ends it at once");
+    sup_refuse(waiter->request, QV_ERROR_FAILED, text, "vm stop --force ends it at once");
     waiter_free(waiter);
     return G_SOURCE_REMOVE;
 }
@@ -205,7 +205,7 @@ static bool check_grows(struct sup *sup, const struct sup_disk *disk, uint64_t s
     return true;
 }
 
-static void on_resized(void *arg, json_t *result, const GError *error)
+void sup_relay(void *arg, json_t *result, const GError *error)
 {
     struct vm_ctl_request *request = arg;
 
@@ -230,13 +230,13 @@ static void request_resize(struct sup *sup, struct vm_ctl_request *request, cons
     }
     disk = disk_by_path(sup, path);
     if (disk == NULL) {
-        refuse(request, QV_ERROR_NOT_FOUND, "has no such disk", NULL);
+        sup_refuse(request, QV_ERROR_NOT_FOUND, "has no such disk", NULL);
     } else if (!check_grows(sup, disk, size, &error)) {
         vm_ctl_refuse(request, error);
     } else {
         qv_control_client_call_async(
             sup->io, "disk-resize",
-            json_pack("{s:s, s:I}", "id", disk->id, "size", (json_int_t)size), NULL, 0, on_resized,
+            json_pack("{s:s, s:I}", "id", disk->id, "size", (json_int_t)size), NULL, 0, sup_relay,
             request);
     }
 }
@@ -265,9 +265,9 @@ static struct sup_disk *disk_of_request(struct sup *sup, struct vm_ctl_request *
     }
     disk = disk_by_path(sup, path);
     if (disk == NULL) {
-        refuse(request, QV_ERROR_NOT_FOUND, "has no such disk", NULL);
+        sup_refuse(request, QV_ERROR_NOT_FOUND, "has no such disk", NULL);
     } else if (sup->io == NULL) {
-        refuse(request, QV_ERROR_FAILED, "has no I/O process at the moment", NULL);
+        sup_refuse(request, QV_ERROR_FAILED, "has no I/O process at the moment", NULL);
         disk = NULL;
     }
     return disk;
@@ -299,24 +299,13 @@ static void request_snapshot_delete(struct sup *sup, struct vm_ctl_request *requ
     qv_control_client_call_async(sup->io, "snapshot-delete", job, NULL, 0, on_job_done, request);
 }
 
-static void on_compact_done(void *arg, json_t *result, const GError *error)
-{
-    struct vm_ctl_request *request = arg;
-
-    if (error != NULL) {
-        vm_ctl_refuse(request, error);
-    } else {
-        vm_ctl_reply(request, json_incref(result));
-    }
-}
-
 static void request_compact(struct sup *sup, struct vm_ctl_request *request, const json_t *args)
 {
     const struct sup_disk *disk = disk_of_request(sup, request, args);
 
     if (disk != NULL) {
         qv_control_client_call_async(sup->io, "disk-compact", json_pack("{s:s}", "id", disk->id),
-                                     NULL, 0, on_compact_done, request);
+                                     NULL, 0, sup_relay, request);
     }
 }
 
@@ -330,7 +319,7 @@ static void request_key_slot(struct sup *sup, struct vm_ctl_request *request, co
         return;
     }
     if (slot == NULL || index == NULL) {
-        refuse(request, QV_ERROR_USAGE, "index or slot is missing", NULL);
+        sup_refuse(request, QV_ERROR_USAGE, "index or slot is missing", NULL);
         return;
     }
     qv_control_client_call_async(
@@ -378,7 +367,7 @@ static void request_job(struct sup *sup, struct vm_ctl_request *request, const j
 static void request_console(struct sup *sup, struct vm_ctl_request *request)
 {
     if (sup->console == NULL) {
-        refuse(request, QV_ERROR_FAILED, "has no serial console", NULL);
+        sup_refuse(request, QV_ERROR_FAILED, "has no serial console", NULL);
     } else {
         vm_console_attach(sup->console, vm_ctl_take(request));
     }
@@ -397,7 +386,7 @@ void sup_request(void *arg, struct vm_ctl_request *request, const char *command,
     } else if (strcmp(command, "stop") == 0 && (sup->started || sup->ending)) {
         request_stop(sup, request, args);
     } else if (!sup->started || sup->ending) {
-        refuse(request, QV_ERROR_IN_USE, sup->ending ? "is stopping" : "is starting", NULL);
+        sup_refuse(request, QV_ERROR_IN_USE, sup->ending ? "is stopping" : "is starting", NULL);
     } else if (strcmp(command, "pause") == 0) {
         request_pause(sup, request);
     } else if (strcmp(command, "resume") == 0) {
@@ -420,7 +409,7 @@ void sup_request(void *arg, struct vm_ctl_request *request, const char *command,
     } else if (strcmp(command, "disk-detach") == 0) {
         sup_disk_detach(sup, request, args);
     } else {
-        refuse(request, QV_ERROR_USAGE, "the supervisor does not know that command",
-               "it may be of another version: stop the VM and start it again");
+        sup_refuse(request, QV_ERROR_USAGE, "the supervisor does not know that command",
+                   "it may be of another version: stop the VM and start it again");
     }
 }

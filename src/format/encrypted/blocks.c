@@ -33,8 +33,9 @@ uint64_t enc_seal_missing(struct qcow2_seal *seal, uint64_t first, uint64_t coun
     return missing;
 }
 
-/* Pages that were in memory for want of a block have one now. */
-static void block_came(struct enc_image *enc, uint64_t index)
+/* Block @index came, and pages that were in memory for want of it have one; or it went, and its
+ * pages, which are clean and have no slots, hold nothing. */
+static void tell_pages(struct enc_image *enc, uint64_t index, bool came)
 {
     unsigned bits = enc_block_bits(enc);
 
@@ -45,7 +46,10 @@ static void block_came(struct enc_image *enc, uint64_t index)
         pthread_mutex_lock(&s->lock);
         p = enc_page_find(enc, s, n);
         if (p != NULL) {
-            p->no_block = false;
+            p->no_block = !came;
+            if (!came) {
+                memset(p->e, 0, sizeof(p->e));
+            }
         }
         pthread_mutex_unlock(&s->lock);
     }
@@ -81,7 +85,7 @@ int enc_seal_co_link(struct qcow2_seal *seal, uint64_t first, uint64_t count, ui
     for (uint64_t i = first_index(first); i <= last_index(first, count) && used < max; i++) {
         if (atomic_load(&t->v[i]) == 0) {
             atomic_store_explicit(&t->v[i], (at + used) << enc->cluster_bits, memory_order_release);
-            block_came(enc, i);
+            tell_pages(enc, i, true);
             used++;
             low = qv_min_u64(low, i);
             high = i;
@@ -130,10 +134,10 @@ int enc_seal_co_cover(struct qcow2_seal *seal, uint64_t end)
     struct qcow2_image *img = enc->img;
     struct enc_table *old = enc_table_get(enc), *t;
     uint64_t need = end / QCOW2_SEAL_BLOCK_CLUSTERS + 2, entries, clusters, first = 0;
-    uint64_t old_first = enc->root.table_offset >> enc->cluster_bits;
-    uint64_t old_clusters = old->entries * 8 >> enc->cluster_bits;
+    uint64_t old_first, old_clusters;
     int ret;
 
+    enc_seal_table(seal, &old_first, &old_clusters);
     if (need <= old->entries) {
         return 0;
     }
@@ -195,25 +199,6 @@ static int co_copy_block(struct enc_image *enc, uint64_t from, uint64_t to)
                     : qv_co_pwrite(enc->file, to << enc->cluster_bits, buf, enc->cluster_size);
 }
 
-/* Its pages in memory, which are clean and have no slots, hold nothing. */
-static void block_went(struct enc_image *enc, uint64_t index)
-{
-    unsigned bits = enc_block_bits(enc);
-
-    for (uint64_t n = index << bits; n < (index + 1) << bits; n++) {
-        struct enc_shard *s = enc_shard_of(enc, n);
-        struct enc_page *p;
-
-        pthread_mutex_lock(&s->lock);
-        p = enc_page_find(enc, s, n);
-        if (p != NULL) {
-            memset(p->e, 0, sizeof(p->e));
-            p->no_block = true;
-        }
-        pthread_mutex_unlock(&s->lock);
-    }
-}
-
 int enc_seal_co_place(struct qcow2_seal *seal, const struct qcow2_seal_place *v, size_t n)
 {
     struct enc_image *enc = enc_image_of(seal);
@@ -240,7 +225,7 @@ int enc_seal_co_place(struct qcow2_seal *seal, const struct qcow2_seal_place *v,
         low = qv_min_u64(low, v[k].index);
         high = qv_max_u64(high, v[k].index);
         if (v[k].to == 0) {
-            block_went(enc, v[k].index);
+            tell_pages(enc, v[k].index, false);
         }
     }
     ret = co_write_table(enc, t, enc->root.table_offset, low, high);

@@ -202,6 +202,12 @@ static inline unsigned enc_block_bits(const struct enc_image *enc)
     return enc->cluster_bits - ENC_SECTOR_BITS;
 }
 
+/* Of all blocks that the table has room for, there or not. */
+static inline uint64_t enc_pages_count(const struct enc_image *enc)
+{
+    return enc_table_get(enc)->entries << enc_block_bits(enc);
+}
+
 #define ENC_PAGE_OF(sector)  ((sector) / ENC_PAGE_ENTRIES)
 #define ENC_INDEX_OF(sector) ((sector) % ENC_PAGE_ENTRIES)
 
@@ -224,6 +230,9 @@ int enc_open(struct enc_image *enc, uint64_t guest, const struct enc_entry *entr
 /** enc_epoch_is_old - whether it is not of the present data key; so is one that does not exist. Any
  * thread. */
 bool enc_epoch_is_old(struct enc_image *enc, uint32_t number);
+/** enc_co_seal - enc_seal of @slot's guest sector into the slot; begins an epoch where that is
+ * needed. */
+int enc_co_seal(struct enc_image *enc, const void *in, struct enc_slot *slot);
 /** enc_tag_record / enc_check_record - the tag of a log record's head and items (tag field zero).
  */
 int enc_tag_record(struct enc_image *enc, struct enc_record_disk *head, void *buf, size_t len);

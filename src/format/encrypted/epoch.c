@@ -251,6 +251,16 @@ int enc_seal(struct enc_image *enc, uint64_t guest, const void *in, void *out,
                         entry->tag);
 }
 
+int enc_co_seal(struct enc_image *enc, const void *in, struct enc_slot *slot)
+{
+    int ret;
+
+    do {
+        ret = enc_seal(enc, slot->guest, in, slot->data, &slot->entry);
+    } while (ret == -EAGAIN && (ret = enc_co_epoch_begin(enc)) == 0);
+    return ret;
+}
+
 int enc_open(struct enc_image *enc, uint64_t guest, const struct enc_entry *entry, const void *in,
              void *out)
 {

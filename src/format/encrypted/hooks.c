@@ -82,7 +82,7 @@ static int co_note_cleared(struct enc_image *enc, uint64_t host, uint64_t count)
 int enc_seal_co_clear(struct qcow2_seal *seal, uint64_t first, uint64_t count)
 {
     struct enc_image *enc = enc_image_of(seal);
-    unsigned bits = enc->cluster_bits - ENC_SECTOR_BITS;
+    unsigned bits = enc_block_bits(enc);
     bool any = false, wait = false;
     int ret = co_clear_range(enc, first << bits, count << bits, &any, &wait);
 
@@ -110,13 +110,7 @@ static int co_copy_anew(struct enc_image *enc, uint64_t from, struct enc_slot *s
     QV_CLEANUP(qv_freep) uint8_t *buf = qv_node_mem_alloc(ENC_SECTOR);
     int ret = enc_co_read_sector(enc, from, slot->guest, buf);
 
-    while (ret == 0) {
-        ret = enc_seal(enc, slot->guest, buf, slot->data, &slot->entry);
-        if (ret != -EAGAIN) {
-            break;
-        }
-        ret = enc_co_epoch_begin(enc);
-    }
+    ret = ret != 0 ? ret : enc_co_seal(enc, buf, slot);
     qv_secret_wipe(buf, ENC_SECTOR);
     return ret;
 }

@@ -184,7 +184,7 @@ static void enc_each_meta(struct qcow2_seal *seal,
                           void (*fn)(void *arg, uint64_t offset, uint64_t len), void *arg)
 {
     struct enc_image *enc = enc_image_of(seal);
-    struct enc_table *t = atomic_load(&enc->table);
+    struct enc_table *t = enc_table_get(enc);
 
     fn(arg, enc->ext.area_offset[0], enc->ext.area_size);
     fn(arg, enc->ext.area_offset[1], enc->ext.area_size);

@@ -230,7 +230,7 @@ static bool inside(const struct enc_image *enc, uint64_t host, uint64_t count)
 {
     return qv_range_inside(host, count, UINT64_MAX / ENC_SECTOR) &&
            qv_range_inside(host * ENC_SECTOR, count * ENC_SECTOR,
-                           atomic_load(&enc->table)->entries * QCOW2_SEAL_BLOCK_CLUSTERS *
+                           enc_table_get(enc)->entries * QCOW2_SEAL_BLOCK_CLUSTERS *
                                enc->cluster_size);
 }
 

@@ -42,7 +42,7 @@ static void note(struct use *u, const struct enc_entry *e)
 static int co_note_all(struct use *u)
 {
     struct enc_image *enc = u->enc;
-    uint64_t pages = (atomic_load(&enc->table)->entries << (enc->cluster_bits - ENC_SECTOR_BITS));
+    uint64_t pages = enc_pages_count(enc);
     int ret = 0;
 
     for (uint64_t n = 0; n < pages && ret == 0; n++) {
@@ -163,7 +163,7 @@ static bool page_has_old(struct enc_image *enc, const struct enc_page *p)
 
 int enc_co_old_key_used(struct enc_image *enc, int (*co_between)(void *arg), void *arg, bool *used)
 {
-    uint64_t pages = atomic_load(&enc->table)->entries << (enc->cluster_bits - ENC_SECTOR_BITS);
+    uint64_t pages = enc_pages_count(enc);
     unsigned looked = 0;
     int ret = 0;
 

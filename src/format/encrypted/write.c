@@ -157,9 +157,7 @@ int enc_co_write_part(struct enc_image *enc, const struct qv_io *io, uint64_t do
         }
         slot->host = host;
         slot->guest = guest;
-        while (ret == 0 && (ret = enc_seal(enc, guest, buf, slot->data, &slot->entry)) == -EAGAIN) {
-            ret = enc_co_epoch_begin(enc);
-        }
+        ret = ret != 0 ? ret : enc_co_seal(enc, buf, slot);
         ret = ret != 0 ? ret : put_if_same(enc, slot, &src);
         enc_source_end(enc, &src);
     }
@@ -232,14 +230,7 @@ static int co_reseal_once(struct enc_image *enc, struct enc_slot *slot, void *bu
     *needed = enc_by_old_key(enc, &src);
     if (*needed) {
         ret = enc_co_read_sector(enc, slot->host, slot->guest, buf);
-        while (ret == 0 &&
-               (ret = enc_seal(enc, slot->guest, buf, slot->data, &slot->entry)) == -EAGAIN) {
-            ret = enc_co_epoch_begin(enc);
-            if (ret == 0) {
-                continue;
-            }
-            break;
-        }
+        ret = ret != 0 ? ret : enc_co_seal(enc, buf, slot);
         ret = ret != 0 ? ret : put_if_same(enc, slot, &src);
     }
     enc_source_end(enc, &src);

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "format/qcow2/qcow2_int.h"
 
 bool qcow2_ticket_busy(const struct qcow2_image *img, uint64_t first, uint64_t count)
@@ -173,11 +174,6 @@ static int plan(struct qcow2_image *img, struct qcow2_alloc *a, uint64_t max)
 
 /* ---- copying what the write does not cover ---- */
 
-static bool is_zero(const char *buf, uint64_t len)
-{
-    return len == 0 || (buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0);
-}
-
 /* One cluster of a write, of which a part must be filled before it is mapped. */
 struct fill {
     struct qcow2_image *img;
@@ -244,7 +240,7 @@ static int co_write_part(struct fill *f, uint64_t from, uint64_t to)
     if (f->img->node.data_file != NULL) { /* it need not hold all of the last cluster */
         to = qv_min_u64(to, end > f->host ? end - f->host : 0);
     }
-    if (from >= to || (zero && is_zero(f->buf + from, to - from))) {
+    if (from >= to || (zero && qv_is_zero(f->buf + from, to - from))) {
         return 0;
     }
     return qcow2_co_data_write(f->img, (f->guest << f->img->cluster_bits) + from, f->host + from,

@@ -4,13 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "format/qcow2/qcow2_int.h"
-
-static bool all_zero(const uint8_t *buf, uint64_t len)
-{
-    return len == 0 || (buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0);
-}
 
 /* A header that fits a sector replaces the old one at once, with the format's name gone too. Else
  * only the fixed fields change; the extension that stays behind says nothing without them. */
@@ -23,7 +19,7 @@ static int co_write_header(struct qcow2_image *img, struct qcow2_header *next)
     size_t len;
 
     if (qcow2_header_serialize(&whole, buf, img->cluster_size, NULL) &&
-        all_zero(buf + sector, img->cluster_size - sector)) {
+        qv_is_zero(buf + sector, img->cluster_size - sector)) {
         next->header_length = whole.header_length;
         return qv_co_pwrite(img->node.file, 0, buf, sector);
     }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "format/qcow2/qcow2_int.h"
@@ -414,7 +415,7 @@ static int co_store_bits(struct qcow2_image *img, struct qcow2_bitmap *b)
         if (atomic_load(&b->changed[i]) == 0) {
             continue;
         }
-        if (host == 0 && bits[0] == 0 && memcmp(bits, bits + 1, img->cluster_size - 1) == 0) {
+        if (host == 0 && qv_is_zero(bits, img->cluster_size)) {
             continue; /* no bit yet: its entry says so */
         }
         if (host == 0) {

@@ -57,31 +57,6 @@ static int co_copy(struct qcow2_image *img, const struct move *m, void *buf)
     return ret;
 }
 
-/* A free run below the limit. -ENOSPC: there is none. */
-static int co_claim(struct compact *c, struct move *m)
-{
-    struct qcow2_freed run = {0};
-    uint64_t pos = 0;
-    int ret = 0;
-
-    while (run.count < m->count && ret == 0) {
-        unsigned blocks = UINT32_MAX;
-
-        ret = qcow2_refs_co_free_run(c->img, &pos, c->limit, m->count, &blocks, &run);
-        if (ret == 0 && run.count == 0) {
-            ret = -ENOSPC;
-        }
-    }
-    m->new = run.first;
-    for (uint64_t k = 0; k < m->count && ret == 0; k++) {
-        ret = qcow2_refs_co_claim(c->img, m->new + k);
-        pthread_mutex_lock(&c->img->lock);
-        qcow2_meta_add(c->img, m->new + k);
-        pthread_mutex_unlock(&c->img->lock);
-    }
-    return ret;
-}
-
 /* The references lead to the new places from now on. */
 static int co_refer(struct qcow2_image *img, const GArray *moves)
 {
@@ -101,18 +76,12 @@ static int co_refer(struct qcow2_image *img, const GArray *moves)
 
 static int co_let_go(struct qcow2_image *img, const GArray *moves)
 {
-    uint64_t left;
     int ret = 0;
 
     for (guint i = 0; i < moves->len && ret == 0; i++) {
         const struct move *m = &g_array_index(moves, struct move, i);
 
-        for (uint64_t k = 0; k < m->count && ret == 0; k++) {
-            pthread_mutex_lock(&img->lock);
-            qcow2_meta_remove(img, m->old + k);
-            pthread_mutex_unlock(&img->lock);
-            ret = qcow2_refs_co_drop(img, m->old + k, &left);
-        }
+        ret = qcow2_compact_co_leave(img, m->old, m->count);
     }
     return ret != 0 ? ret : qcow2_refs_co_write(img);
 }
@@ -122,12 +91,15 @@ static int co_move(struct compact *c, GArray *moves)
 {
     struct qcow2_image *img = c->img;
     QV_CLEANUP(qv_freep) void *buf = qv_node_mem_alloc(img->cluster_size);
+    uint64_t single = 0; /* no free cluster before this one */
     int ret = 0;
 
     for (guint i = 0; i < moves->len && ret == 0; i++) {
         struct move *m = &g_array_index(moves, struct move, i);
+        uint64_t from_start = 0;
 
-        ret = co_claim(c, m);
+        ret = qcow2_compact_co_take(img, m->count == 1 ? &single : &from_start, c->limit, m->count,
+                                    &m->new);
         if (ret == -ENOSPC) {
             g_array_set_size(moves, i);
             ret = 0;

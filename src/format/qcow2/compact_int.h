@@ -50,6 +50,19 @@ int qcow2_compact_co_drop_stock(struct qcow2_image *img);
 /** qcow2_compact_co_is_zero - whether the cluster at @host reads as zeros; @buf: a cluster. */
 int qcow2_compact_co_is_zero(struct qcow2_image *img, uint64_t host, void *buf, bool *zero);
 
+/* ---- compact_meta.c; under ref_lock, the gate closed ---- */
+
+/** qcow2_compact_co_find_free - the first @n adjacent free clusters from *@pos on, below @end,
+ * whose refcounts have a block; *@pos moves on. -ENOSPC: there are none. */
+int qcow2_compact_co_find_free(struct qcow2_image *img, uint64_t *pos, uint64_t end, uint64_t n,
+                               uint64_t *first);
+/** qcow2_compact_co_take - the same, and they become metadata with a reference each. */
+int qcow2_compact_co_take(struct qcow2_image *img, uint64_t *pos, uint64_t end, uint64_t n,
+                          uint64_t *first);
+/** qcow2_compact_co_leave - clusters of metadata are nobody's: what named them is changed, durably.
+ */
+int qcow2_compact_co_leave(struct qcow2_image *img, uint64_t first, uint64_t n);
+
 /* ---- compact_seal.c: encrypted images ---- */
 
 /** qcow2_compact_co_scan_sealed - as qcow2_compact_co_scan, of what the disk shows. No lock. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "format/qcow2/compact_int.h"
 #include "format/qcow2/walk.h"
@@ -137,11 +138,6 @@ bool qcow2_compact_co_leaks(struct compact *c, GError **error)
 
 /* ---- zeros ---- */
 
-static bool all_zero(const uint8_t *buf, uint64_t len)
-{
-    return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
-}
-
 /* Bytes of the file from @host on, at most @len, that a hole is known to be. */
 static int co_hole(struct qcow2_image *img, uint64_t host, uint64_t len, uint64_t *hole)
 {
@@ -159,7 +155,7 @@ int qcow2_compact_co_is_zero(struct qcow2_image *img, uint64_t host, void *buf, 
 
     if (ret == 0 && hole < cs) {
         ret = qv_co_pread(img->node.file, host, buf, cs);
-        *zero = ret == 0 && all_zero(buf, cs);
+        *zero = ret == 0 && qv_is_zero(buf, cs);
     } else {
         *zero = ret == 0;
     }
@@ -177,7 +173,7 @@ static int co_scan_run(struct compact *c, uint64_t first, uint64_t n, uint8_t *b
         ret = qv_co_pread(img->node.file, host, buf, len);
     }
     for (uint64_t k = 0; k < n && ret == 0; k++) {
-        if (hole == len || all_zero(buf + (k << img->cluster_bits), img->cluster_size)) {
+        if (hole == len || qv_is_zero(buf + (k << img->cluster_bits), img->cluster_size)) {
             qcow2_bit_put(c->zeros, first + k, true);
         }
     }

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "format/qcow2/compact_int.h"
 #include "format/qcow2/walk_int.h"
@@ -22,11 +23,6 @@
 #define READ_BYTES (UINT64_C(2) << 20)
 
 /* ---- zeros ---- */
-
-static bool all_zero(const uint8_t *buf, uint64_t len)
-{
-    return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
-}
 
 /* Guest bytes [@offset, @offset + @len), whole clusters but for the disk's end, stand at @host. */
 static int co_scan_run(struct compact *c, uint64_t offset, uint64_t host, uint64_t len,
@@ -46,7 +42,7 @@ static int co_scan_run(struct compact *c, uint64_t offset, uint64_t host, uint64
     for (uint64_t at = 0; at < len && ret == 0; at += cs) {
         uint64_t k = (host + at) >> img->cluster_bits;
 
-        if (k < c->nb && all_zero(buf + at, qv_min_u64(cs, len - at))) {
+        if (k < c->nb && qv_is_zero(buf + at, qv_min_u64(cs, len - at))) {
             qcow2_bit_put(c->zeros, k, true);
         }
     }
@@ -79,7 +75,7 @@ int qcow2_compact_co_reads_zero(struct qcow2_image *img, uint64_t guest, uint64_
 {
     int ret = qcow2_co_data_read(img, guest, host, buf, img->cluster_size);
 
-    *zero = ret == 0 && all_zero(buf, img->cluster_size);
+    *zero = ret == 0 && qv_is_zero(buf, img->cluster_size);
     return ret == -EBADMSG ? 0 : ret; /* it stays: who reads it is told */
 }
 
@@ -98,33 +94,6 @@ int qcow2_compact_co_copy_sealed(struct qcow2_image *img, uint64_t guest, uint64
 }
 
 /* ---- room for entries ---- */
-
-/* The first @n adjacent free clusters from *@pos on, below @end, whose refcounts have a block. */
-static int co_find_free(struct qcow2_image *img, uint64_t *pos, uint64_t end, uint64_t n,
-                        uint64_t *first)
-{
-    while (*pos < end) {
-        struct qcow2_freed run;
-        unsigned blocks = UINT32_MAX;
-        bool meta = false;
-        int ret = qcow2_refs_co_free_run(img, pos, end, n, &blocks, &run);
-
-        for (uint64_t k = 0; k < run.count; k++) {
-            meta |= qcow2_metaset_has(&img->meta, run.first + k);
-        }
-        if (ret == 0 && meta) {
-            ret = qcow2_co_corrupt(img, run.first << img->cluster_bits, "metadata with refcount 0");
-        }
-        if (ret != 0) {
-            return ret;
-        }
-        if (run.count == n && qcow2_refs_missing(img, run.first, n) == 0) {
-            *first = run.first;
-            return 0;
-        }
-    }
-    return -ENOSPC;
-}
 
 int qcow2_compact_co_cover(struct compact *c)
 {
@@ -145,7 +114,8 @@ int qcow2_compact_co_cover(struct compact *c)
             continue;
         }
         /* In a place of its own: where none is free nothing will move to. */
-        ret = co_find_free(img, &pos, qv_min_u64(pos + QCOW2_SEAL_BLOCK_CLUSTERS, end), 1, &k);
+        ret = qcow2_compact_co_find_free(img, &pos,
+                                         qv_min_u64(pos + QCOW2_SEAL_BLOCK_CLUSTERS, end), 1, &k);
         if (ret == -ENOSPC) {
             ret = 0;
             continue;
@@ -175,48 +145,6 @@ static int co_is_idle(struct qcow2_image *img, uint64_t i, bool *idle)
     return ret;
 }
 
-static void set_meta(struct qcow2_image *img, uint64_t first, uint64_t n, bool is)
-{
-    pthread_mutex_lock(&img->lock);
-    for (uint64_t k = first; k < first + n; k++) {
-        if (is) {
-            qcow2_meta_add(img, k);
-        } else {
-            qcow2_meta_remove(img, k);
-        }
-    }
-    pthread_mutex_unlock(&img->lock);
-}
-
-/* @n free clusters below @used become metadata. */
-static int co_take(struct qcow2_image *img, uint64_t *pos, uint64_t used, uint64_t n,
-                   uint64_t *first)
-{
-    int ret = co_find_free(img, pos, used, n, first);
-
-    for (uint64_t k = 0; k < n && ret == 0; k++) {
-        ret = qcow2_refs_co_claim(img, *first + k);
-    }
-    if (ret == 0) {
-        set_meta(img, *first, n, true);
-    }
-    return ret;
-}
-
-/* They are nobody's: what named them is changed, durably. */
-static int co_leave(struct qcow2_image *img, uint64_t first, uint64_t n)
-{
-    uint64_t left;
-    int ret = 0;
-
-    set_meta(img, first, n, false);
-    for (uint64_t k = first; k < first + n && ret == 0; k++) {
-        ret = qcow2_refs_co_drop(img, k, &left);
-    }
-    img->refs.scan_pos = qv_min_u64(img->refs.scan_pos, first);
-    return ret;
-}
-
 /* What becomes of the blocks. */
 static int co_plan(struct qcow2_image *img, uint64_t used, GArray *out)
 {
@@ -236,7 +164,7 @@ static int co_plan(struct qcow2_image *img, uint64_t used, GArray *out)
             if (p.from < used) {
                 continue;
             }
-            ret = co_take(img, &pos, used, 1, &p.to);
+            ret = qcow2_compact_co_take(img, &pos, used, 1, &p.to);
             if (ret == -ENOSPC) { /* it stays */
                 ret = 0;
                 continue;
@@ -256,7 +184,8 @@ static int co_trim_blocks(struct qcow2_image *img, uint64_t used)
     ret = ret != 0 ? ret
                    : img->seal->ops->co_place(img->seal, (const void *)places->data, places->len);
     for (guint i = 0; i < places->len && ret == 0; i++) {
-        ret = co_leave(img, g_array_index(places, struct qcow2_seal_place, i).from, 1);
+        ret =
+            qcow2_compact_co_leave(img, g_array_index(places, struct qcow2_seal_place, i).from, 1);
     }
     return ret != 0 ? ret : qcow2_refs_co_write(img);
 }
@@ -270,13 +199,13 @@ static int co_trim_table(struct qcow2_image *img, uint64_t used)
     if (first + n <= used) {
         return 0;
     }
-    ret = co_take(img, &pos, used, n, &to);
+    ret = qcow2_compact_co_take(img, &pos, used, n, &to);
     if (ret == -ENOSPC) { /* it stays */
         return 0;
     }
     ret = ret != 0 ? ret : qcow2_refs_co_write(img);
     ret = ret != 0 ? ret : img->seal->ops->co_move_table(img->seal, to);
-    ret = ret != 0 ? ret : co_leave(img, first, n);
+    ret = ret != 0 ? ret : qcow2_compact_co_leave(img, first, n);
     return ret != 0 ? ret : qcow2_refs_co_write(img);
 }
 

@@ -298,16 +298,14 @@ static int co_pack_copy(struct cp_step *st, uint64_t offset, uint64_t len, struc
                         uint64_t *fresh)
 {
     struct qcow2_image *img = st->img;
-    unsigned shift = 62 - (img->cluster_bits - 8);
-    uint64_t at = 0, sectors;
+    uint64_t at = 0;
     int ret = qv_co_pread(img->node.file, offset, st->buf, len);
 
     ret = ret != 0 ? ret : qcow2_co_compressed_length(img, st->buf, &len);
     ret = ret != 0 ? ret : co_pack_place(st, len, p->refs, &at, fresh);
     ret = ret != 0 ? ret : qv_co_pwrite(img->node.file, at, st->buf, len);
     if (ret == 0) {
-        sectors = (at % QCOW2_COMPRESSED_SECTOR + len - 1) / QCOW2_COMPRESSED_SECTOR;
-        p->now = QCOW2_OFLAG_COMPRESSED | sectors << shift | at;
+        p->now = qcow2_compressed_entry(img->cluster_bits, at, len);
         st->spent += len;
         st->c->result.moved++;
     }

@@ -308,6 +308,15 @@ static inline void qcow2_compressed_range(unsigned cluster_bits, uint64_t entry,
     *len = sectors * QCOW2_COMPRESSED_SECTOR - (start & (QCOW2_COMPRESSED_SECTOR - 1));
 }
 
+/** qcow2_compressed_entry - the L2 entry of the compressed cluster in @len bytes from host offset
+ * @start on, which its bits have room for. */
+static inline uint64_t qcow2_compressed_entry(unsigned cluster_bits, uint64_t start, uint64_t len)
+{
+    uint64_t sectors = (start % QCOW2_COMPRESSED_SECTOR + len - 1) / QCOW2_COMPRESSED_SECTOR;
+
+    return QCOW2_OFLAG_COMPRESSED | sectors << (62 - (cluster_bits - 8)) | start;
+}
+
 /** qcow2_refcount_get / _set - entry @index of a refcount block as stored. @order: 0..6. Widths
  * below 8 bits count from the least significant bits of each byte. */
 uint64_t qcow2_refcount_get(const void *block, unsigned order, uint64_t index);

@@ -35,33 +35,27 @@ static int co_run(struct qcow2_image *img, struct wait *w)
     return w->io.result;
 }
 
+static int co_transfer(struct qcow2_image *img, enum qv_op op, uint64_t guest, uint64_t host,
+                       void *buf, uint64_t len)
+{
+    struct iovec iov = {.iov_base = buf, .iov_len = len};
+    struct wait w = {
+        .io = {.op = op, .offset = host, .len = len, .guest = guest, .iov = &iov, .iovcnt = 1}};
+
+    return co_run(img, &w);
+}
+
 int qcow2_co_data_write(struct qcow2_image *img, uint64_t guest, uint64_t host, const void *buf,
                         uint64_t len)
 {
     /* Writes only read the buffer. */
-    struct iovec iov = {.iov_base = (void *)(uintptr_t)buf, .iov_len = len};
-    struct wait w = {.io = {.op = QV_OP_WRITE,
-                            .offset = host,
-                            .len = len,
-                            .guest = guest,
-                            .iov = &iov,
-                            .iovcnt = 1}};
-
-    return co_run(img, &w);
+    return co_transfer(img, QV_OP_WRITE, guest, host, (void *)(uintptr_t)buf, len);
 }
 
 int qcow2_co_data_read(struct qcow2_image *img, uint64_t guest, uint64_t host, void *buf,
                        uint64_t len)
 {
-    struct iovec iov = {.iov_base = buf, .iov_len = len};
-    struct wait w = {.io = {.op = QV_OP_READ,
-                            .offset = host,
-                            .len = len,
-                            .guest = guest,
-                            .iov = &iov,
-                            .iovcnt = 1}};
-
-    return co_run(img, &w);
+    return co_transfer(img, QV_OP_READ, guest, host, buf, len);
 }
 
 int qcow2_co_data_zero(struct qcow2_image *img, uint64_t guest, uint64_t host, uint64_t len,

@@ -263,7 +263,7 @@ static int co_place(struct qcow2_stream *s, uint64_t guest, const uint8_t *data,
 {
     unsigned shift = 62 - (s->h.cluster_bits - 8);
     struct extent *e = s->cur;
-    uint64_t host, sectors, fits;
+    uint64_t host, fits;
     int ret;
 
     if (e != NULL && e->used < s->extent_size && *refs_of(s, e->host + e->used) >= s->refs_max) {
@@ -291,11 +291,10 @@ static int co_place(struct qcow2_stream *s, uint64_t guest, const uint8_t *data,
     if (host + len > UINT64_C(1) << shift) {
         return -EFBIG;
     }
-    sectors = (host % QCOW2_COMPRESSED_SECTOR + len - 1) / QCOW2_COMPRESSED_SECTOR;
     for (uint64_t at = qv_align_down(host, s->cs); at < host + len; at += s->cs) {
         ++*refs_of(s, at);
     }
-    set_entry(s, guest, QCOW2_OFLAG_COMPRESSED | sectors << shift | host);
+    set_entry(s, guest, qcow2_compressed_entry(s->h.cluster_bits, host, len));
     return 0;
 }
 

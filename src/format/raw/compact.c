@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/maths.h"
 #include "io/thread.h"
@@ -19,19 +20,14 @@ struct raw_compact {
     uint64_t punched;
 };
 
-static bool all_zero(const uint8_t *buf, uint64_t len)
-{
-    return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
-}
-
 /* The next run of whole blocks of zeros in the buffer from *@pos on. */
 static bool next_run(const uint8_t *buf, uint64_t len, uint64_t *pos, uint64_t *run)
 {
     *run = 0;
-    while (*pos + BLOCK <= len && !all_zero(buf + *pos, BLOCK)) {
+    while (*pos + BLOCK <= len && !qv_is_zero(buf + *pos, BLOCK)) {
         *pos += BLOCK;
     }
-    while (*pos + *run + BLOCK <= len && all_zero(buf + *pos + *run, BLOCK)) {
+    while (*pos + *run + BLOCK <= len && qv_is_zero(buf + *pos + *run, BLOCK)) {
         *run += BLOCK;
     }
     return *run > 0;
