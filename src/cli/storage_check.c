@@ -88,10 +88,8 @@ const struct cli_command cli_storage_check = {
     "\nExit status 0: clean; 5: corruption, or a sector that fails authentication, was found; 6: "
     "leaked space only, which is harmless.\n"
     "--repair puts right what is found, and then ends with 0. Power loss meanwhile leaves the "
-    "image as "
-    "it was, or\nrepaired. What could be read before reads the same; what nothing can be read from "
-    "any "
-    "more becomes zeros.",
+    "image as it was, or repaired. What could be read before reads the same; what nothing can be "
+    "read from any more becomes zeros.",
     .options = options,
     .fn = run,
 };

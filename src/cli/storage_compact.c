@@ -81,12 +81,12 @@ const struct cli_command cli_storage_compact = {
     .summary = "give unused space back to the file system",
     .details = CLI_IMAGE_OR_PATH
     "\nIn place: leaked and zero-filled clusters are dropped, what is left moves together, and the "
-    "file is cut; of a\nraw image, parts that hold zeros become holes. It may be interrupted at "
-    "any "
-    "moment, and run again. An image\nthat needs a repair is not touched. An image in use by a VM "
-    "is compacted beside its guest; "
-    "that goes on when\nthis command is interrupted, and ends early when the VM stops or the disk "
-    "is resized.",
+    "file is cut; of a raw image, parts that hold zeros become holes. What cannot be moved is "
+    "said.\n"
+    "It may be interrupted at any moment, and run again. An image that needs a repair is not "
+    "touched.\n"
+    "An image in use by a VM is compacted beside its guest; that goes on when this command is "
+    "interrupted, and ends early when the VM stops or the disk is resized.",
     .options = options,
     .fn = run,
 };
