@@ -165,6 +165,7 @@ void ahci_rest(struct ahci_port *p)
         p->paused = true;
         p->busy = !qv_ata_pause(p->drive, drive_idle, p);
     }
+    ahci_port_report(p);
     if (wants_rest(p) && !p->hba->cancel_timer.armed) {
         /* Not at once: the caller may be inside of the request that would be taken back. */
         qv_timer_arm(&p->hba->cancel_timer, 0);

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "device/ahci/ahci.h"
+#include "device/pci/moderation.h"
 #include "io/thread.h"
 
 #define AHCI_SLOTS 32u
@@ -139,6 +140,7 @@ struct ahci_port {
     uint32_t dropped;        /* of those, whose end nobody wants to know */
     uint32_t redo;           /* queued commands taken and given back: to be begun anew */
     uint32_t finished;       /* queued commands that ended, not yet reported */
+    bool report;             /* ... and are to be, with the next flush */
     unsigned ccs;            /* the slot begun last */
     bool exclusive;          /* the one that runs is not queued */
     bool halted;             /* an error: nothing is begun until PxCMD.ST is cleared */
@@ -149,7 +151,9 @@ struct ahci_port {
     bool flush_queued, run_queued;
     bool paused, busy; /* the drive: was told to rest; does not yet */
     struct qv_work flush_work, run_work;
-    uint8_t *list, *fis; /* in guest memory; NULL: not looked up, or not there */
+    struct qv_moderation moderation;
+    struct qv_timer report_timer; /* the longest that queued commands which ended wait for more */
+    uint8_t *list, *fis;          /* in guest memory; NULL: not looked up, or not there */
     enum ahci_detach detach;
     bool detach_force;
     void (*detach_done)(void *arg);
@@ -219,6 +223,12 @@ void ahci_port_remap(struct ahci_port *p);
 
 void ahci_port_run(struct ahci_port *p);
 void ahci_port_run_later(struct ahci_port *p);
+/** ahci_port_report - queued commands that have ended wait for no more of them. */
+void ahci_port_report(struct ahci_port *p);
+/** ahci_port_forget - they are not reported at all. */
+void ahci_port_forget(struct ahci_port *p);
+/** ahci_port_arrived - the guest has brought @n commands. */
+void ahci_port_arrived(struct ahci_port *p, unsigned n);
 void ahci_port_works_init(struct ahci_port *p);
 
 /* ---- fis.c ---- */

@@ -77,7 +77,8 @@ static void try_link_up(struct ahci_port *p, enum qv_ata_reset how)
 
 void ahci_port_drop(struct ahci_port *p)
 {
-    p->ci = p->sact = p->redo = p->finished = 0;
+    p->ci = p->sact = p->redo = 0;
+    ahci_port_forget(p);
     p->failed = p->halted = false;
     p->dropped = p->running;
     p->ccs = AHCI_SLOTS - 1; /* so that slot 0 is next */
@@ -112,6 +113,7 @@ void ahci_port_insert(struct ahci_port *p, const struct qv_ata_drive_opts *opts)
 void ahci_port_remove(struct ahci_port *p)
 {
     assert(p->running == 0 && !p->busy);
+    ahci_port_forget(p);
     qv_ata_drive_free(p->drive);
     g_free(p->slots);
     p->drive = NULL;
@@ -152,7 +154,7 @@ static void noticed(struct ahci_port *p)
 
 bool ahci_port_quiet(const struct ahci_port *p)
 {
-    return p->running == 0 && !p->flush_queued && !p->run_queued && !p->busy;
+    return p->running == 0 && p->finished == 0 && !p->flush_queued && !p->run_queued && !p->busy;
 }
 
 void ahci_port_settle(struct ahci_port *p)
@@ -356,6 +358,7 @@ void ahci_port_write(struct ahci_port *p, uint32_t reg, uint32_t v)
         break;
     case PX_CI:
         p->ci |= p->cmd & PXCMD_ST ? v : 0;
+        ahci_port_arrived(p, (unsigned)__builtin_popcount(v));
         ahci_port_run(p);
         break;
     default:

@@ -57,6 +57,7 @@ static void fatal(struct ahci_port *p, uint32_t bits)
 {
     p->halted = true;
     p->serr |= SERR_E;
+    ahci_port_report(p);
     ahci_port_event(p, bits);
 }
 
@@ -75,15 +76,40 @@ static void write_prd_bytes(struct ahci_port *p, unsigned index, uint32_t moved)
     }
 }
 
-/* Tells of queued commands that ended, and of one that failed once no other is in flight. */
-static void flush(struct ahci_port *p)
+static unsigned count(uint32_t slots)
+{
+    return (unsigned)__builtin_popcount(slots);
+}
+
+/* Whether the report of queued commands that ended waits for more of them. */
+static bool report_waits(struct ahci_port *p)
+{
+    int64_t wait;
+
+    if (p->report || p->failed || p->halted || p->paused) {
+        return false;
+    }
+    wait = qv_moderation_ended(&p->moderation, count(p->finished), count(p->running), qv_now_ns());
+    if (wait > 0 && !p->report_timer.armed) {
+        qv_timer_arm(&p->report_timer, wait);
+    }
+    return wait > 0;
+}
+
+static void report(struct ahci_port *p)
 {
     uint32_t finished = p->finished;
 
-    p->finished = 0;
-    if (finished != 0) {
-        ahci_post_sdb(p, QV_ATA_S_DRDY | QV_ATA_S_DSC, 0, finished);
-        ahci_completed(p, (unsigned)__builtin_popcount(finished));
+    ahci_port_forget(p);
+    ahci_post_sdb(p, QV_ATA_S_DRDY | QV_ATA_S_DSC, 0, finished);
+    ahci_completed(p, count(finished));
+}
+
+/* Tells of queued commands that ended, and of one that failed once no other is in flight. */
+static void flush(struct ahci_port *p)
+{
+    if (p->finished != 0 && !report_waits(p)) {
+        report(p);
     }
     if (p->failed && p->running == 0) {
         p->failed = false;
@@ -108,6 +134,41 @@ static void flush_later(struct ahci_port *p)
     if (!p->flush_queued) {
         p->flush_queued = true;
         qv_thread_defer(&p->flush_work);
+    }
+}
+
+void ahci_port_report(struct ahci_port *p)
+{
+    if (p->finished != 0) {
+        p->report = true;
+        flush_later(p);
+    }
+}
+
+void ahci_port_forget(struct ahci_port *p)
+{
+    p->finished = 0;
+    p->report = false;
+    qv_moderation_stop(&p->moderation);
+    qv_timer_cancel(&p->report_timer);
+}
+
+void ahci_port_arrived(struct ahci_port *p, unsigned n)
+{
+    if (n > 0) {
+        qv_moderation_arrived(&p->moderation, n, qv_now_ns());
+    }
+}
+
+static void report_timer_fired(struct qv_timer *timer)
+{
+    struct ahci_port *p = qv_container_of(timer, struct ahci_port, report_timer);
+    int64_t wait = qv_moderation_expired(&p->moderation, count(p->finished), qv_now_ns());
+
+    if (wait > 0) {
+        qv_timer_arm(timer, wait);
+    } else {
+        ahci_port_report(p);
     }
 }
 
@@ -373,7 +434,7 @@ static void control_fis(struct ahci_port *p, unsigned index, uint8_t control)
     }
     if (p->srst) {
         p->srst = false;
-        p->finished = 0;
+        ahci_port_forget(p);
         p->failed = false;
         qv_ata_reset(p->drive, QV_ATA_SOFT, &tf);
         p->sig = SIG_ATA;
@@ -438,8 +499,13 @@ static enum took take(struct ahci_port *p, unsigned index)
         fatal(p, PXIS_HBFS);
         return TOOK_NONE;
     }
-    if (p->running != 0 && !(command && is_queued(tf.command))) {
-        return MUST_WAIT;
+    if (!(command && is_queued(tf.command))) {
+        if (p->running != 0) {
+            return MUST_WAIT;
+        }
+        if (p->finished != 0) {
+            report(p);
+        }
     }
     p->ccs = index;
     p->redo &= ~(1u << index);
@@ -523,5 +589,6 @@ void ahci_port_run_later(struct ahci_port *p)
 void ahci_port_works_init(struct ahci_port *p)
 {
     p->flush_work.fn = flush_work;
+    p->report_timer.fn = report_timer_fired;
     p->run_work.fn = run_work;
 }

@@ -264,12 +264,25 @@ static void poll_work(struct qv_work *work)
     sleep_now(w, now);
 }
 
+/* The end of nvme_poll_after. */
+static void look_once(struct nvme_worker *w)
+{
+    (void)look(w);
+    if (!w->poll_timer.armed && !w->poll_queued && arm_all(w)) {
+        again(w);
+    }
+}
+
 static void poll_timer(struct qv_timer *timer)
 {
     struct nvme_worker *w = qv_container_of(timer, struct nvme_worker, poll_timer);
     int64_t now = qv_now_ns();
 
     if (!may_poll(w) || w->poll_queued) {
+        return;
+    }
+    if (!w->ctrl->db_page) {
+        look_once(w);
         return;
     }
     if (!look(w)) {
@@ -285,6 +298,17 @@ static void poll_timer(struct qv_timer *timer)
     if (!w->poll_queued) {
         again(w);
     }
+}
+
+bool nvme_poll_after(struct nvme_worker *w, int64_t ns)
+{
+    if (ns == 0 || w->ctrl->db_page) {
+        return false;
+    }
+    if (!w->poll_timer.armed) {
+        qv_timer_arm(&w->poll_timer, ns);
+    }
+    return true;
 }
 
 void nvme_poll_idle(struct nvme_worker *w)

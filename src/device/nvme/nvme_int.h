@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "device/nvme/nvme.h"
 #include "device/nvme/spec.h"
+#include "device/pci/moderation.h"
 
 #define NVME_QIDS     (QV_NVME_QUEUES_MAX + 1u) /* 0 is the admin queue */
 #define NVME_NSIDS    (QV_NVME_NAMESPACES_MAX + 1u)
@@ -174,7 +175,8 @@ struct nvme_cq {
     uint64_t shadow, event;
     unsigned fresh;                           /* completions the guest has not been told of */
     struct nvme_req *waiting, **waiting_tail; /* no room */
-    struct qv_timer timer;                    /* interrupt coalescing */
+    struct qv_timer timer;                    /* interrupt coalescing, or moderation */
+    struct qv_moderation moderation;          /* where the guest has not set up coalescing */
     struct qv_work kick;
     atomic_bool kicked;
     atomic_bool wants_kick; /* a new head matters now */
@@ -409,6 +411,22 @@ bool nvme_req_enlarge(struct nvme_req *req);
 bool nvme_req_bounce(struct nvme_req *req);
 void nvme_worker_flush_later(struct nvme_worker *w);
 
+/* ---- irq.c: interrupts of completion queues. The worker's thread. ---- */
+
+void nvme_cq_irq_init(struct nvme_cq *cq);
+/** nvme_cq_signal - tells the guest of fresh completions; @now: whatever coalescing says. */
+void nvme_cq_signal(struct nvme_cq *cq, bool now);
+/** nvme_cq_uses_pin - whether its interrupt is the pin, whose level follows the head: it has to be
+ * told of. */
+bool nvme_cq_uses_pin(const struct nvme_cq *cq);
+/** nvme_cq_set_level - of the pin, as far as this queue goes. */
+void nvme_cq_set_level(struct nvme_cq *cq, bool level);
+/** nvme_cq_want_head - asks for a kick with the next head doorbell, and looks once more: a write
+ * that came before the wish was seen brought none. */
+void nvme_cq_want_head(struct nvme_cq *cq);
+/** nvme_intx_update - recomputes the pin. Any thread. */
+void nvme_intx_update(struct nvme_ctrl *c);
+
 /* ---- queue.c: rings. The worker's thread. ---- */
 
 void nvme_sq_init(struct nvme_ctrl *c, unsigned id);
@@ -420,14 +438,10 @@ void nvme_sq_end(struct nvme_sq *sq);
 void nvme_cq_end(struct nvme_cq *cq);
 /** nvme_cq_drain - publishes what waits for room, as far as there is some. */
 void nvme_cq_drain(struct nvme_cq *cq);
-/** nvme_cq_signal - tells the guest of fresh completions; @now: whatever coalescing says. */
-void nvme_cq_signal(struct nvme_cq *cq, bool now);
 /** nvme_complete - the one end of every command. */
 void nvme_complete(struct nvme_req *req, unsigned status, uint32_t dw0);
 /** nvme_park - @req has come back from a stopped disk and will be started again. */
 void nvme_park(struct nvme_req *req);
-/** nvme_intx_update - recomputes the pin. Any thread. */
-void nvme_intx_update(struct nvme_ctrl *c);
 
 /* ---- doorbell.c: doorbell values, shadow doorbells, polling. The worker's thread. ---- */
 
@@ -443,6 +457,9 @@ void nvme_cq_arm(struct nvme_cq *cq);
 void nvme_sq_shadow(struct nvme_sq *sq, uint64_t shadows, uint64_t events, bool fresh);
 void nvme_cq_shadow(struct nvme_cq *cq, uint64_t shadows, uint64_t events, bool fresh);
 void nvme_poll_init(struct nvme_worker *w);
+/** nvme_poll_after - all queues are looked at once, after @ns, and asked for doorbell writes only
+ * then; false: @ns is 0, or they are looked at anyway. */
+bool nvme_poll_after(struct nvme_worker *w, int64_t ns);
 /** nvme_poll_idle - a queue has run dry: looks for its next command for a while; nvme_poll_kicked -
  * a doorbell write has woken the queue. */
 void nvme_poll_idle(struct nvme_worker *w);

@@ -10,103 +10,6 @@
 
 #include "device/nvme/nvme_int.h"
 
-/* ---- interrupts ---- */
-
-static void pin_set(struct nvme_ctrl *c)
-{
-    /* All queues use vector 0 while there is only the pin. */
-    qv_pci_intx_set(c->fn, c->shared.levels > 0 && !(c->shared.intms & 1));
-}
-
-void nvme_intx_update(struct nvme_ctrl *c)
-{
-    pthread_mutex_lock(&c->shared.lock);
-    pin_set(c);
-    pthread_mutex_unlock(&c->shared.lock);
-}
-
-static void set_level(struct nvme_cq *cq, bool level)
-{
-    struct nvme_shared *shared = &cq->ctrl->shared;
-
-    pthread_mutex_lock(&shared->lock);
-    if (cq->level != level) {
-        cq->level = level;
-        shared->levels += level ? 1 : -1u;
-    }
-    pin_set(cq->ctrl);
-    pthread_mutex_unlock(&shared->lock);
-}
-
-/* Asks for a kick with the next head doorbell, and looks once more: a write that came before the
- * wish was seen brought none. The event index must be the head that we know when we stop looking;
- * this ends, because the head can not pass the tail. */
-static void want_head(struct nvme_cq *cq)
-{
-    uint32_t armed;
-
-    atomic_store(&cq->wants_kick, true);
-    do {
-        armed = cq->head;
-        nvme_cq_arm(cq);
-        cq->head = nvme_cq_head(cq);
-    } while (cq->head != armed);
-}
-
-/* Whether the queue's interrupt is the pin, whose level follows the head: it has to be told of. */
-static bool uses_pin(const struct nvme_cq *cq)
-{
-    return cq->ien && qv_pci_irq_mode(cq->ctrl->fn) == QV_PCI_IRQ_INTX;
-}
-
-static void signal_pin(struct nvme_cq *cq)
-{
-    want_head(cq);
-    set_level(cq, cq->head != cq->tail);
-    cq->fresh = 0;
-}
-
-/* Whether interrupt coalescing wants to wait for more. 5.21.1.8 */
-static bool coalesced(struct nvme_cq *cq)
-{
-    struct nvme_shared *shared = &cq->ctrl->shared;
-    uint32_t value = atomic_load_explicit(&shared->coalesce, memory_order_relaxed);
-    uint32_t threshold = (value & 0xff) + 1, time = value >> 8 & 0xff;
-    uint64_t off =
-        atomic_load_explicit(&shared->no_coalesce[cq->vector / 64], memory_order_relaxed);
-
-    return cq->id != 0 && time != 0 && cq->fresh < threshold && !(off >> cq->vector % 64 & 1);
-}
-
-void nvme_cq_signal(struct nvme_cq *cq, bool now)
-{
-    if (cq->fresh == 0 || cq->state == NVME_Q_NONE) {
-        return;
-    }
-    if (uses_pin(cq)) {
-        signal_pin(cq);
-        return;
-    }
-    if (!now && cq->ien && coalesced(cq)) {
-        if (!cq->timer.armed) {
-            uint32_t value = atomic_load(&cq->ctrl->shared.coalesce);
-
-            qv_timer_arm(&cq->timer, (int64_t)(value >> 8 & 0xff) * 100000);
-        }
-        return;
-    }
-    cq->fresh = 0;
-    qv_timer_cancel(&cq->timer);
-    if (cq->ien) {
-        qv_pci_notify(cq->ctrl->fn, cq->vector);
-    }
-}
-
-static void coalescing_ends(struct qv_timer *timer)
-{
-    nvme_cq_signal(qv_container_of(timer, struct nvme_cq, timer), true);
-}
-
 /* ---- completion ---- */
 
 /* Puts the completion of @req into the ring; false: there is no room. */
@@ -198,22 +101,22 @@ void nvme_cq_drain(struct nvme_cq *cq)
     if (cq->state != NVME_Q_LIVE || atomic_load(&c->shared.paused)) {
         return;
     }
-    if (uses_pin(cq)) {
-        want_head(cq);
-        set_level(cq, cq->head != cq->tail);
+    if (nvme_cq_uses_pin(cq)) {
+        nvme_cq_want_head(cq);
+        nvme_cq_set_level(cq, cq->head != cq->tail);
     }
     if (cq->waiting == NULL || !may_dma(c)) {
         return;
     }
     if (!push_waiting(cq)) {
-        want_head(cq);
+        nvme_cq_want_head(cq);
         if (!push_waiting(cq)) {
             nvme_poll_idle(cq->worker);
             nvme_worker_flush_later(cq->worker);
             return;
         }
     }
-    if (!uses_pin(cq)) {
+    if (!nvme_cq_uses_pin(cq)) {
         atomic_store(&cq->wants_kick, false);
     }
     /* Its queues may go on. */
@@ -343,6 +246,9 @@ static bool go_idle(struct nvme_sq *sq, uint32_t *tail)
 {
     struct nvme_worker *w = sq->worker;
 
+    if (sq->shadow != 0 && nvme_poll_after(w, qv_moderation_look(&sq->cq->moderation))) {
+        return true;
+    }
     if (sq->ctrl->db_page || (sq->shadow != 0 && w->poll_window_ns > 0)) {
         nvme_poll_idle(w); /* looks by itself, and arms when it gives up */
         return true;
@@ -396,6 +302,11 @@ void nvme_sq_run(struct nvme_sq *sq)
         return;
     }
     tail = nvme_sq_tail(sq);
+    if (tail != sq->head) {
+        qv_moderation_arrived(&sq->cq->moderation,
+                              tail > sq->head ? tail - sq->head : tail + sq->size - sq->head,
+                              qv_now_ns());
+    }
     for (unsigned left = NVME_BUDGET; left > 0; left--) {
         if (sq->head == tail) {
             tail = nvme_sq_tail(sq);
@@ -454,7 +365,7 @@ void nvme_cq_init(struct nvme_ctrl *c, unsigned id)
     cq->worker = c->worker_of[id];
     cq->id = (uint16_t)id;
     cq->kick.fn = cq_kicked;
-    cq->timer.fn = coalescing_ends;
+    nvme_cq_irq_init(cq);
     cq->waiting_tail = &cq->waiting;
 }
 
@@ -574,7 +485,8 @@ void nvme_cq_end(struct nvme_cq *cq)
         *dirty = cq->next_dirty;
         cq->dirty = false;
     }
+    qv_moderation_stop(&cq->moderation);
     qv_timer_cancel(&cq->timer);
     cq->state = NVME_Q_NONE;
-    set_level(cq, false);
+    nvme_cq_set_level(cq, false);
 }
