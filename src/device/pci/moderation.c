@@ -12,7 +12,7 @@
 #define WAIT_MIN_NS INT64_C(10000)
 #define WAIT_MAX_NS INT64_C(2000000)
 /* Commands that a model which looks by itself lets gather, and how rarely that is. */
-#define LOOK_GAPS   3
+#define LOOK_GAPS   INT64_C(3)
 #define LOOK_MIN_NS INT64_C(50000)
 /* The longest that any completion waits. */
 #define HOLD_MAX_NS INT64_C(3000000)
