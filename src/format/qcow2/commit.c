@@ -35,10 +35,10 @@ int qcow2_co_sync(struct qcow2_image *img)
     number = ++img->sync_started;
     pthread_mutex_unlock(&img->lock);
 
-    /* A seal's node is over the same file. Data in a file of its own counts as everything else:
-     * before metadata that leads to it. */
+    /* A seal's node is over the same file; before it is open, it has no data. Data in a file of its
+     * own counts as everything else: before metadata that leads to it. */
     ret = img->node.data_file != NULL ? qv_co_flush(img->node.data_file) : 0;
-    ret = ret != 0 ? ret : qv_co_flush(img->seal != NULL ? &img->seal->node : img->node.file);
+    ret = ret != 0 ? ret : qv_co_flush(img->seal_open ? &img->seal->node : img->node.file);
 
     pthread_mutex_lock(&img->lock);
     if (ret != 0) {

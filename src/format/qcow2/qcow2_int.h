@@ -193,6 +193,7 @@ struct qcow2_image {
     struct qv_co_mutex ops_lock;   /* one resize, snapshot operation, ... at a time */
     struct qcow2_journal *journal; /* under lock; NULL: none */
     struct qcow2_seal *seal;       /* encrypted: where data goes; owned; NULL: not */
+    bool seal_open;                /* its node takes requests */
 
     struct qv_co_mutex commit_lock;
     _Atomic uint64_t commits_started;

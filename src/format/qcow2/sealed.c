@@ -242,6 +242,7 @@ bool qcow2_co_seal_open(struct qcow2_image *img, GError **error)
     if (!img->seal->ops->co_open(img->seal, &host, error)) {
         return false;
     }
+    img->seal_open = true;
     img->seal->ops->each_meta(img->seal, add_meta, &m);
     return !m.overlap || img->check_only || img->node.readonly ||
            qv_fail(error, QV_ERROR_CORRUPT,

@@ -95,7 +95,8 @@ static void test_untouched(void **state)
 
 /* ---- single bits of metadata ---- */
 
-#define SNAPSHOT "reading the snapshot"
+#define SNAPSHOT     "reading the snapshot"
+#define HEADER_BYTES 112u
 
 static struct {
     unsigned tried, refused, error, older, zero, same, writing;
@@ -173,6 +174,19 @@ static void try_all_bits(const struct mem_file *file, const char *which)
            which, count.tried, count.refused, count.error, count.older, count.zero, count.same,
            count.writing);
     assert_true(count.tried > 100 && count.refused > 0 && count.error > 0 && count.writing > 0);
+}
+
+/* What every other byte is read by. */
+static void test_every_bit_of_the_header(void **state)
+{
+    unsigned writing = every.writing;
+
+    (void)state;
+    every.writing = 1;
+    for (uint64_t bit = 0; bit < UINT64_C(8) * HEADER_BYTES; bit++) {
+        try_bit(&closed, "header", bit);
+    }
+    every.writing = writing;
 }
 
 static void test_bits_of_metadata(void **state)
@@ -672,6 +686,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_untouched),
+        cmocka_unit_test(test_every_bit_of_the_header),
         cmocka_unit_test(test_bits_of_metadata),
         cmocka_unit_test(test_bits_of_metadata_with_a_log),
         cmocka_unit_test(test_bits_of_the_key_area),
