@@ -56,41 +56,85 @@ static void end_round(struct enc_round *r, int result)
     pthread_mutex_unlock(&enc->pool_lock);
 }
 
+/* commit.lock held at the beginning and at the end. */
+static void co_one_round(struct enc_image *enc)
+{
+    struct enc_round r = {.enc = enc, .waiters = enc->commit.waiters};
+    int ret;
+
+    enc->commit.kicked = false;
+    enc->commit.waiters = NULL;
+    for (const struct enc_waiter *w = r.waiters; w != NULL; w = w->next) {
+        r.flush |= w->flush;
+    }
+    pthread_mutex_unlock(&enc->commit.lock);
+    ret = enc_co_round(&r);
+    end_round(&r, ret);
+    pthread_mutex_lock(&enc->commit.lock);
+}
+
+/* The last round's data is still on its way: until it is there, or another round begins. */
+static void co_nap(struct enc_image *enc)
+{
+    enc->commit.napping = true;
+    pthread_mutex_unlock(&enc->commit.lock);
+    enc_co_place_nap(enc);
+    pthread_mutex_lock(&enc->commit.lock);
+    enc->commit.napping = false;
+    if (!enc->commit.kicked) {
+        struct enc_round r = {.enc = enc};
+        int ret;
+
+        pthread_mutex_unlock(&enc->commit.lock);
+        enc_co_place_end(enc);
+        ret = enc->placing_error;
+        enc->placing_error = 0;
+        end_round(&r, ret);
+        pthread_mutex_lock(&enc->commit.lock);
+    }
+}
+
 static void committer(void *arg)
 {
     struct enc_image *enc = arg;
 
+    enc->commit.alive = true;
     pthread_mutex_lock(&enc->commit.lock);
-    while (enc->commit.kicked) {
-        struct enc_round r = {.enc = enc, .waiters = enc->commit.waiters};
-        int ret;
-
-        enc->commit.kicked = false;
-        enc->commit.waiters = NULL;
-        for (const struct enc_waiter *w = r.waiters; w != NULL; w = w->next) {
-            r.flush |= w->flush;
+    while (enc->commit.kicked || enc->placing != NULL) {
+        if (enc->commit.kicked) {
+            co_one_round(enc);
+        } else {
+            co_nap(enc);
         }
-        pthread_mutex_unlock(&enc->commit.lock);
-        ret = enc_co_round(&r);
-        end_round(&r, ret);
-        pthread_mutex_lock(&enc->commit.lock);
     }
-    enc->commit.running = false;
-    qv_co_queue_wake_all(&enc->commit.idle);
+    enc->commit.alive = false;
+    enc->commit.running = enc->commit.posted;
+    if (!enc->commit.running) {
+        qv_co_queue_wake_all(&enc->commit.idle);
+    }
     pthread_mutex_unlock(&enc->commit.lock);
 }
 
 static void committer_start(struct qv_work *work)
 {
-    qv_co_spawn(committer, qv_container_of(work, struct enc_image, commit.work));
+    struct enc_image *enc = qv_container_of(work, struct enc_image, commit.work);
+
+    pthread_mutex_lock(&enc->commit.lock);
+    enc->commit.posted = false;
+    pthread_mutex_unlock(&enc->commit.lock);
+    if (enc->commit.alive) {
+        enc_place_poke(enc);
+    } else {
+        qv_co_spawn(committer, enc);
+    }
 }
 
 /* commit.lock held. */
 static void kick(struct enc_image *enc)
 {
     enc->commit.kicked = true;
-    if (!enc->commit.running) {
-        enc->commit.running = true;
+    if (!enc->commit.posted && (!enc->commit.running || enc->commit.napping)) {
+        enc->commit.posted = enc->commit.running = true;
         enc->commit.work.fn = committer_start;
         qv_thread_post(enc->home, &enc->commit.work);
     }
@@ -138,11 +182,8 @@ static void timer_arm(struct qv_work *work)
 void enc_written(struct enc_image *enc)
 {
     if (atomic_load_explicit(&enc->n_dirty, memory_order_relaxed) > enc->kick_at) {
-        bool running;
-
         pthread_mutex_lock(&enc->commit.lock);
-        running = enc->commit.running;
-        if (!running) {
+        if (!enc->commit.kicked) {
             kick(enc);
         }
         pthread_mutex_unlock(&enc->commit.lock);

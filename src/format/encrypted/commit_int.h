@@ -22,9 +22,11 @@ struct enc_round {
     bool failed; /* some sector of it is not in its place */
 };
 
-/** A part of a round: what one record holds. */
+/** A part of a round: what one record holds. Outlives its round while its data is written. */
 struct enc_part {
-    struct enc_round *r;
+    struct enc_image *enc;
+    struct enc_round *r; /* until it is logged */
+    GPtrArray *all;      /* a reference; owns v */
     struct enc_slot **v;
     size_t n, over; /* overwritten ones among them */
     bool log_data;
@@ -33,10 +35,11 @@ struct enc_part {
     struct enc_record_disk head;
     /* writes in flight */
     struct qv_co *co;
-    bool sleeping;
-    unsigned in_flight;
+    bool sleeping; /* until no more than most are in flight */
+    unsigned in_flight, most;
     struct enc_run *spare; /* part.c's */
     int record_result;
+    uint64_t seq; /* of its record */
 };
 
 /* ---- commit.c ---- */
@@ -55,10 +58,20 @@ int enc_co_round(struct enc_round *r);
 
 /** enc_record_head_bytes - of a record's head and @items items, padded to blocks. */
 size_t enc_record_head_bytes(size_t items);
-/** enc_part_apply - after all writes: entries in memory, and the slots are free; those whose write
- * failed stay dirty. @failed: what failed for all of them, or 0. Returns the first error. */
-int enc_part_apply(struct enc_part *p, int failed);
-/** enc_co_part - logs the part, writes its data and applies it. @last: of the round. */
+/** enc_part_new - slots [@first, @first + @n) of the round. */
+struct enc_part *enc_part_new(struct enc_round *r, size_t first, size_t n, bool log_data);
+/** enc_co_part - logs the part and begins to write its data in place, while that of the part before
+ * may still be under way; then ends that one (enc_co_place_end). @last: of the round. Takes over
+ * @p. */
 int enc_co_part(struct enc_part *p, bool last);
+/** enc_part_fail - instead of enc_co_part: all its slots are dirty again. Takes over @p. */
+void enc_part_fail(struct enc_part *p, int error);
+/** enc_co_place_end - waits until the data of enc->placing is in its place: entries in memory, and
+ * the slots are free; those whose write failed are dirty again, the error in enc->placing_error. */
+void enc_co_place_end(struct enc_image *enc);
+/** enc_co_place_nap - sleeps until enc_co_place_end has nothing to wait for, or a poke. */
+void enc_co_place_nap(struct enc_image *enc);
+/** enc_place_poke - wakes who naps. Home thread. */
+void enc_place_poke(struct enc_image *enc);
 
 #endif

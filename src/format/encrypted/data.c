@@ -60,6 +60,7 @@ static int co_load_pages(struct enc_image *enc, const struct qv_io *io)
 
 static int co_request(struct enc_image *enc, struct qv_io *io, uint64_t done)
 {
+    bool whole = qv_is_aligned(io->offset | io->len, ENC_SECTOR);
     int ret = 0;
 
     while (done < io->len && ret == 0) {
@@ -68,6 +69,9 @@ static int co_request(struct enc_image *enc, struct qv_io *io, uint64_t done)
 
         ret = co_sector(enc, io, done, in, len);
         done += len;
+        if (ret == 0 && whole && io->op == QV_OP_WRITE) { /* what it waited for is there */
+            done = enc_write_now(enc, io, done);
+        }
     }
     if (io->op != QV_OP_READ) {
         enc_written(enc);
@@ -122,7 +126,7 @@ void enc_submit(struct qv_node *node, struct qv_io *io)
         return;
     }
     if (io->op == QV_OP_WRITE && whole) {
-        a.done = enc_write_now(enc, io);
+        a.done = enc_write_now(enc, io, 0);
         if (a.done == io->len) {
             enc_written(enc);
             qv_io_complete(io, 0);

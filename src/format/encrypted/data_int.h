@@ -35,9 +35,9 @@ uint8_t *enc_cursor_next(struct enc_cursor *c);
 
 /* ---- write.c ---- */
 
-/** enc_write_now - writes whole sectors until something has to be waited for; returns the bytes
- * done. Any I/O thread. */
-uint64_t enc_write_now(struct enc_image *enc, struct qv_io *io);
+/** enc_write_now - writes whole sectors from @done bytes on until something has to be waited for;
+ * returns the bytes done. Any I/O thread. */
+uint64_t enc_write_now(struct enc_image *enc, struct qv_io *io, uint64_t done);
 /** enc_co_put - makes @slot what its sector holds; takes it over on success. */
 int enc_co_put(struct enc_image *enc, struct enc_slot *slot);
 /** enc_co_write_whole - one sector, @done bytes into the request; @at: its bytes, NULL: in pieces.

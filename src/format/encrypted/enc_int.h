@@ -24,6 +24,7 @@
 #define ENC_CACHE_DEFAULT  (64 * QV_MIB) /* of entries in memory: covers 8 GiB */
 #define ENC_BUFFER_DEFAULT (32 * QV_MIB)
 #define ENC_COMMIT_NS      INT64_C(1000000000) /* the age at which a write is committed */
+#define ENC_HUGE           (2 * QV_MIB)        /* a huge page */
 
 /* A key that seals, and opens what it sealed. */
 struct enc_epoch {
@@ -46,13 +47,14 @@ enum enc_slot_state { ENC_SLOT_FREE, ENC_SLOT_DIRTY, ENC_SLOT_COMMITTING };
 
 /* A sector written and not committed yet. */
 struct enc_slot {
-    struct enc_slot *next, *prev; /* free list; a shard's dirty list */
+    struct enc_slot *next, *prev; /* a shard's dirty list */
     _Atomic uint32_t refs;
     enum enc_slot_state state; /* under the shard's lock */
     bool zero;                 /* reads as zeros: no data */
     bool over;                 /* committing: takes the place of something that counts */
     bool dropped;              /* committing: its cluster was cleared meanwhile */
     int result;                /* committing: of its write */
+    struct enc_slot *older;    /* dirty: what its sector was before, while that is committing */
     uint64_t host, guest;      /* sectors */
     struct enc_entry entry;
     uint8_t *data; /* ciphertext, ENC_SECTOR */
@@ -143,7 +145,10 @@ struct enc_image {
     uint64_t bucket_mask, max_pages; /* of a shard */
 
     pthread_mutex_t pool_lock;
-    struct enc_slot *pool, *free_slots;
+    struct enc_slot *pool;
+    uint64_t *free_map;   /* a bit for each free slot; the lowest ones are taken first */
+    uint64_t free_from;   /* words before this one have none */
+    uint64_t *huge_tried; /* shared memory: by ENC_HUGE, whether a huge page was asked for */
     uint8_t *arena;
     uint64_t n_slots;
     struct enc_shared *shared; /* the slots' memory, when it is the supervisor's; share.c */
@@ -156,7 +161,10 @@ struct enc_image {
 
     struct {
         pthread_mutex_t lock;
-        bool kicked, running;
+        bool kicked, running; /* running: also when it is only posted */
+        bool posted;          /* work is */
+        bool napping;         /* it waits for writes alone; a kick wakes it */
+        bool alive;           /* home thread: there is a coroutine */
         struct enc_waiter *waiters;
         struct qv_co_queue idle;
         struct qv_work work, timer_work;
@@ -164,9 +172,11 @@ struct enc_image {
         _Atomic bool timer_wanted;
         GArray *cleared; /* of struct enc_cleared; go into the next record */
     } commit;
-    struct enc_log log; /* the committer's */
-    bool unsynced;      /* the committer's: something was written since the last sync */
-    GHashTable *behind; /* the committer's: see behind.c */
+    struct enc_log log;       /* the committer's */
+    struct enc_part *placing; /* the committer's: logged, being written in place; NULL: none */
+    int placing_error;        /* of one that has ended since the last round */
+    bool unsynced;            /* the committer's: something was written since the last sync */
+    GHashTable *behind;       /* the committer's: see behind.c */
     _Atomic bool any_behind;
     bool
         unplaced; /* the committer's: a record's sector is not in its place; applied stands still */
@@ -275,11 +285,18 @@ int enc_seal_co_move_table(struct qcow2_seal *seal, uint64_t first);
 /** enc_buffer_init - @fd: shared memory for share.c; 0: none. */
 bool enc_buffer_init(struct enc_image *enc, uint64_t bytes, int fd, GError **error);
 void enc_buffer_free(struct enc_image *enc);
+/** enc_map - @bytes of zeros, aligned for huge pages, private or of file @fd from @offset on. NULL
+ * with errno. To be unmapped with munmap. */
+void *enc_map(uint64_t bytes, int fd, uint64_t offset);
+/** enc_slots_take - up to @n slots, in the order of memory and mostly next to each other; returns
+ * how many. */
+unsigned enc_slots_take(struct enc_image *enc, struct enc_slot **v, unsigned n);
 /** enc_slot_take - NULL: none left. */
 struct enc_slot *enc_slot_take(struct enc_image *enc);
 int enc_co_slot_take(struct enc_image *enc, struct enc_slot **out);
 void enc_slot_ref(struct enc_slot *slot);
 void enc_slot_unref(struct enc_image *enc, struct enc_slot *slot);
+void enc_slots_unref(struct enc_image *enc, struct enc_slot **v, size_t n);
 /** enc_slot_put - @slot becomes what its sector holds; takes it over on success. Lock held, @p is
  * its page. */
 void enc_slot_put(struct enc_image *enc, struct enc_shard *s, struct enc_page *p,
@@ -330,7 +347,8 @@ int enc_co_commit(struct enc_image *enc, bool flush);
 /** enc_co_settle - until nothing is dirty, nothing in flight, and the log is empty; durable. */
 int enc_co_settle(struct enc_image *enc);
 int enc_seal_co_drain(struct qcow2_seal *seal);
-/** enc_co_checkpoint - by the committer, or while there is none: all entries to the table. */
+/** enc_co_checkpoint - by the committer, or while there is none: all entries to the table. Ends
+ * what is being written in place. */
 int enc_co_checkpoint(struct enc_image *enc);
 int enc_co_sync(struct enc_image *enc);
 

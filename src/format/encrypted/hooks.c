@@ -25,6 +25,9 @@ static int co_clear_page(struct enc_image *enc, uint64_t host, uint64_t n, bool 
         if (p->slot[i] != NULL) {
             *any = true; /* what is being committed may be in the log */
             p->slot[i]->dropped = true;
+            if (p->slot[i]->older != NULL) {
+                p->slot[i]->older->dropped = *wait = true;
+            }
             *wait |= enc_slot_remove(enc, s, p, i);
         }
         if (!enc_entry_empty(&p->e[i])) {

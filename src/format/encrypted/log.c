@@ -18,7 +18,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "format/encrypted/enc_int.h"
+#include "format/encrypted/commit_int.h"
 
 /* ---- syncs and checkpoints ---- */
 
@@ -42,8 +42,10 @@ int enc_co_sync(struct enc_image *enc)
 
 int enc_co_checkpoint(struct enc_image *enc)
 {
-    int ret = enc_co_behind_write(enc);
+    int ret;
 
+    enc_co_place_end(enc); /* what fails here is behind */
+    ret = enc_co_behind_write(enc);
     if (ret == 0 && enc->unsynced) { /* an entry in the table must have its data */
         ret = enc_co_sync(enc);
     }

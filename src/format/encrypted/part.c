@@ -6,6 +6,8 @@
  *   2. a sync, if sectors that count are about to be overwritten
  *   3. the ciphertext of these in their place
  *   4. entries in memory; the slots are free
+ * Steps 1 and 2 of a part go on while step 3 of the one before does: the medium is busy while a
+ * record waits for its sync. No sector is in both (round.c). Step 4 comes in the order of records.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -29,6 +31,15 @@ struct enc_run {
     struct iovec iov[];
 };
 
+static void one_done(struct enc_part *p)
+{
+    p->in_flight--;
+    if (p->sleeping && p->in_flight <= p->most) {
+        p->sleeping = false;
+        qv_co_wake(p->co);
+    }
+}
+
 static void run_done(struct qv_io *io)
 {
     struct enc_run *run = qv_container_of(io, struct enc_run, io);
@@ -42,17 +53,14 @@ static void run_done(struct qv_io *io)
     } else {
         free(run);
     }
-    p->in_flight--;
-    if (p->sleeping) {
-        p->sleeping = false;
-        qv_co_wake(p->co);
-    }
+    one_done(p);
 }
 
 static void co_wait(struct enc_part *p, unsigned most)
 {
     while (p->in_flight > most) {
         p->co = qv_co_self();
+        p->most = most;
         p->sleeping = true;
         qv_co_yield();
     }
@@ -77,7 +85,7 @@ static struct enc_run *run_new(struct enc_part *p, unsigned n)
 
 static void co_submit_run(struct enc_part *p, struct enc_slot **v, unsigned n)
 {
-    struct enc_image *enc = p->r->enc;
+    struct enc_image *enc = p->enc;
     struct enc_run *run;
     int iovs = 0;
 
@@ -168,7 +176,7 @@ static void put_items(struct enc_part *p, uint8_t *at, uint8_t *data)
 /* Makes the record and finds its place; may checkpoint. */
 static int co_make_record(struct enc_part *p)
 {
-    struct enc_image *enc = p->r->enc;
+    struct enc_image *enc = p->enc;
     size_t items = p->r->cleared->len + p->n, data = 0;
     size_t head_len = enc_record_head_bytes(items);
     int ret;
@@ -203,32 +211,55 @@ static void record_done(struct qv_io *io)
     struct enc_part *p = qv_container_of(io, struct record_io, io)->p;
 
     p->record_result = io->result;
-    p->in_flight--;
-    if (p->sleeping) {
-        p->sleeping = false;
-        qv_co_wake(p->co);
-    }
+    one_done(p);
 }
 
 /* ---- a part ---- */
 
-int enc_part_apply(struct enc_part *p, int failed)
+struct enc_part *enc_part_new(struct enc_round *r, size_t first, size_t n, bool log_data)
 {
-    struct enc_image *enc = p->r->enc;
-    int result = failed;
+    struct enc_part *p = g_new0(struct enc_part, 1);
 
-    for (size_t k = 0; k < p->n; k++) {
+    p->enc = r->enc;
+    p->r = r;
+    p->all = g_ptr_array_ref(r->all);
+    p->v = r->v + first;
+    p->n = n;
+    p->log_data = log_data;
+    for (size_t k = 0; k < n; k++) {
+        p->over += p->v[k]->over;
+    }
+    return p;
+}
+
+static void part_free(struct enc_part *p)
+{
+    g_ptr_array_unref(p->all);
+    free(p->buf);
+    free(p->spare);
+    g_free(p);
+}
+
+/* Entries [@first, @first + @n), of one page. */
+static int apply_page(struct enc_part *p, size_t first, size_t n, int failed)
+{
+    struct enc_image *enc = p->enc;
+    uint64_t number = ENC_PAGE_OF(p->v[first]->host);
+    struct enc_shard *s = enc_shard_of(enc, number);
+    struct enc_page *page;
+    int result = 0;
+
+    pthread_mutex_lock(&s->lock);
+    page = enc_page_find(enc, s, number); /* there, unless all is dropped */
+    for (size_t k = first; k < first + n; k++) {
         struct enc_slot *slot = p->v[k];
-        struct enc_shard *s = enc_shard_of(enc, ENC_PAGE_OF(slot->host));
         unsigned i = (unsigned)ENC_INDEX_OF(slot->host);
-        struct enc_page *page;
         int ret = failed != 0 ? failed : slot->result;
 
-        pthread_mutex_lock(&s->lock);
-        page = enc_page_find(enc, s, ENC_PAGE_OF(slot->host));
         if (slot->dropped) {
-            ret = 0;
-        } else if (ret == 0) {
+            continue;
+        }
+        if (ret == 0) {
             page->e[i] = slot->entry;
             enc_page_dirty(s, page);
             if (page->slot[i] == slot) {
@@ -244,9 +275,32 @@ int enc_part_apply(struct enc_part *p, int failed)
                 enc_slot_put(enc, s, page, slot);
             }
         }
-        pthread_mutex_unlock(&s->lock);
-        enc_slot_unref(enc, slot);
+        if (page->slot[i] != NULL && page->slot[i]->older == slot) {
+            page->slot[i]->older = NULL;
+        }
         result = result != 0 ? result : ret;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
+/* After all writes: entries in memory, and the slots are free; those whose write failed are dirty
+ * again. @failed: what failed for all of them, or 0. Returns the first error. */
+static int apply(struct enc_part *p, int failed)
+{
+    int result = failed;
+
+    for (size_t k = 0, n; k < p->n; k += n) {
+        uint64_t number = ENC_PAGE_OF(p->v[k]->host);
+        int ret;
+
+        n = 1;
+        while (k + n < p->n && ENC_PAGE_OF(p->v[k + n]->host) == number) {
+            n++;
+        }
+        ret = apply_page(p, k, n, failed);
+        result = result != 0 ? result : ret;
+        enc_slots_unref(p->enc, p->v + k, n);
     }
     return result;
 }
@@ -284,8 +338,12 @@ static int co_log_part(struct enc_part *p, bool last)
     co_wait(p, 0);
     ret = p->record_result;
     if (ret == 0) {
+        p->seq = enc->log.seq;
         enc_log_appended(enc, p->at, &p->head);
         g_array_set_size(r->cleared, 0);
+    }
+    if (ret == 0 && last && r->flush && enc->placing != NULL && !enc->placing->log_data) {
+        enc_co_place_end(enc); /* the sync is for its data too */
     }
     if (ret == 0 && (p->over > 0 || (last && r->flush))) {
         ret = enc_co_sync(enc);
@@ -293,31 +351,81 @@ static int co_log_part(struct enc_part *p, bool last)
     return ret;
 }
 
+void enc_co_place_end(struct enc_image *enc)
+{
+    struct enc_part *p = enc->placing;
+    int ret;
+
+    if (p == NULL) {
+        return;
+    }
+    co_wait(p, 0);
+    enc->placing = NULL;
+    enc->unsynced = true; /* a sync meanwhile may have been too early */
+    ret = apply(p, 0);
+    if (ret != 0) {
+        enc->placing_error = enc->placing_error != 0 ? enc->placing_error : ret;
+        enc->unplaced = true;
+    } else if (!enc->unplaced) {
+        enc->applied = p->seq;
+    }
+    part_free(p);
+}
+
+void enc_co_place_nap(struct enc_image *enc)
+{
+    struct enc_part *p = enc->placing;
+
+    if (p->in_flight > 0) {
+        p->co = qv_co_self();
+        p->most = 0;
+        p->sleeping = true;
+        qv_co_yield();
+    }
+}
+
+void enc_place_poke(struct enc_image *enc)
+{
+    struct enc_part *p = enc->placing;
+
+    if (p != NULL && p->sleeping) {
+        p->sleeping = false;
+        qv_co_wake(p->co);
+    }
+}
+
+void enc_part_fail(struct enc_part *p, int error)
+{
+    (void)apply(p, error);
+    part_free(p);
+}
+
 int enc_co_part(struct enc_part *p, bool last)
 {
     struct enc_round *r = p->r;
-    struct enc_image *enc = r->enc;
+    struct enc_image *enc = p->enc;
     int ret = co_make_record(p);
-    bool logged;
 
     ret = ret != 0 ? ret : co_log_part(p, last);
+    p->r = NULL;
+    free(p->buf);
+    p->buf = NULL;
     if (ret == 0 && p->over > 0) {
-        if (p->log_data && last && r->result == 0 && data_result(p) == 0) {
+        if (p->log_data && last && r->result == 0 && enc->placing_error == 0 &&
+            data_result(p) == 0) {
             enc_round_wake(r, 0); /* all of it is durable already */
         }
-        enc->unsynced = true;
         co_write_data(p, true);
-        co_wait(p, 0);
     }
-    logged = ret == 0;
-    ret = enc_part_apply(p, ret);
+    enc_co_place_end(enc); /* of the part before */
     if (ret != 0) {
         r->failed = true;
-        enc->unplaced |= logged;
-    } else if (!r->failed && !enc->unplaced) {
-        enc->applied = enc->log.seq - 1;
+        enc_part_fail(p, ret);
+        return ret;
     }
-    free(p->buf);
-    free(p->spare);
-    return ret;
+    enc->placing = p;
+    if (p->in_flight == 0) {
+        enc_co_place_end(enc);
+    }
+    return 0;
 }

@@ -26,18 +26,28 @@ static int by_host(const void *a, const void *b)
     return x->host < y->host ? -1 : x->host > y->host;
 }
 
-static void take_shard(struct enc_image *enc, struct enc_shard *s, GPtrArray *out)
+/* All but those whose sector is being committed: *@left. */
+static void take_shard(struct enc_image *enc, struct enc_shard *s, GPtrArray *out, bool *left)
 {
+    struct enc_slot *next, *slot;
     uint64_t n = 0;
 
     pthread_mutex_lock(&s->lock);
-    while (s->dirty != NULL) {
-        struct enc_slot *slot = s->dirty;
+    for (slot = s->dirty; slot != NULL; slot = next) {
         struct enc_page *p = enc_page_find(enc, s, ENC_PAGE_OF(slot->host));
 
-        s->dirty = slot->next;
-        if (s->dirty != NULL) {
-            s->dirty->prev = NULL;
+        next = slot->next;
+        if (slot->older != NULL) {
+            *left = true;
+            continue;
+        }
+        if (slot->prev != NULL) {
+            slot->prev->next = next;
+        } else {
+            s->dirty = next;
+        }
+        if (next != NULL) {
+            next->prev = slot->prev;
         }
         slot->next = slot->prev = NULL;
         slot->state = ENC_SLOT_COMMITTING;
@@ -51,16 +61,29 @@ static void take_shard(struct enc_image *enc, struct enc_shard *s, GPtrArray *ou
     atomic_fetch_sub_explicit(&enc->n_dirty, n, memory_order_relaxed);
 }
 
-/* Slots first, then what was cleared: a slot taken in the cluster's former life is dropped by now,
- * and one of its new life comes with its clearing. */
-static void take_all(struct enc_round *r)
+/*
+ * Slots first, then what was cleared: a slot taken in the cluster's former life is dropped by now,
+ * and one of its new life comes with its clearing.
+ *
+ * Two writes to one place are never in flight at once, and what a sector had before is known only
+ * when its last write is in its place: where a sector is in the part before, that one ends first.
+ * What is left after that has been written since this round began.
+ */
+static void co_take_all(struct enc_round *r)
 {
     struct enc_image *enc = r->enc;
     GPtrArray *all = g_ptr_array_sized_new(64); /* never NULL inside */
     GArray *cleared = g_array_new(false, false, sizeof(struct enc_cleared));
+    bool left = false, again = false;
 
     for (unsigned i = 0; i < ENC_SHARDS; i++) {
-        take_shard(enc, &enc->shards[i], all);
+        take_shard(enc, &enc->shards[i], all, &left);
+    }
+    if (left) {
+        enc_co_place_end(enc);
+        for (unsigned i = 0; i < ENC_SHARDS; i++) {
+            take_shard(enc, &enc->shards[i], all, &again);
+        }
     }
     pthread_mutex_lock(&enc->commit.lock);
     r->cleared = enc->commit.cleared;
@@ -103,12 +126,11 @@ static int co_log_cleared(struct enc_round *r)
     int ret = 0;
 
     while (all->len > most && ret == 0) {
-        struct enc_part p = {.r = r};
         GArray *some = g_array_new(false, false, sizeof(struct enc_cleared));
 
         g_array_append_vals(some, all->data, (guint)most);
         r->cleared = some;
-        ret = enc_co_part(&p, false);
+        ret = enc_co_part(enc_part_new(r, 0, 0, false), false);
         r->cleared = all;
         g_array_unref(some);
         if (ret == 0) {
@@ -130,17 +152,15 @@ static int co_parts(struct enc_round *r)
     }
     log_data = enc->torn || (r->flush && over <= small_round);
     for (size_t i = 0, n; (i < r->n || r->cleared->len > 0);) {
-        struct enc_part p = {.r = r, .v = r->v + i, .log_data = log_data};
+        struct enc_part *p;
 
-        p.n = n = ret != 0 ? r->n - i : part_size(r, i, log_data);
-        for (size_t k = 0; k < n; k++) {
-            p.over += p.v[k]->over;
-        }
+        n = ret != 0 ? r->n - i : part_size(r, i, log_data);
+        p = enc_part_new(r, i, n, log_data);
         if (ret == 0) {
-            ret = enc_co_part(&p, i + n == r->n);
+            ret = enc_co_part(p, i + n == r->n);
             r->result = r->result != 0 ? r->result : ret;
         } else {
-            (void)enc_part_apply(&p, ret); /* dirty again */
+            enc_part_fail(p, ret);
         }
         i += n;
         if (ret != 0 && i >= r->n) {
@@ -175,42 +195,59 @@ static bool any_over_data(const struct enc_round *r)
     return false;
 }
 
+/* Those of a former life of their cluster: nothing of them is written. */
+static void leave_dropped(struct enc_round *r)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < r->n; i++) {
+        if (r->v[i]->dropped) {
+            enc_slot_unref(r->enc, r->v[i]);
+        } else {
+            r->v[n++] = r->v[i];
+        }
+    }
+    r->n = n;
+}
+
+/* Ends what is being written in place, where somebody waits for it or it has to be known how it
+ * ends. Returns what has failed since the last time. */
+static int co_end_placing(struct enc_round *r, bool all)
+{
+    struct enc_image *enc = r->enc;
+    int ret;
+
+    if (all || r->waiters != NULL || enc->unplaced || atomic_load(&enc->any_behind)) {
+        enc_co_place_end(enc);
+    }
+    ret = enc->placing_error;
+    enc->placing_error = 0;
+    r->failed |= ret != 0;
+    return ret;
+}
+
 int enc_co_round(struct enc_round *r)
 {
     struct enc_image *enc = r->enc;
-    bool dropped = false, place;
-    int ret = 0;
+    bool place, any;
+    int ret = 0, before;
 
-    take_all(r);
-    /* Those of a former life of their cluster: nothing of them is written. */
-    for (size_t i = 0; i < r->n; i++) {
-        dropped |= r->v[i]->dropped;
-    }
-    if (dropped) {
-        size_t n = 0;
-
-        for (size_t i = 0; i < r->n; i++) {
-            if (r->v[i]->dropped) {
-                enc_slot_unref(enc, r->v[i]);
-            } else {
-                r->v[n++] = r->v[i];
-            }
-        }
-        r->n = n;
-    }
+    co_take_all(r);
+    leave_dropped(r);
     place = any_over_data(r);
-    if (r->n > 0 || r->cleared->len > 0) {
+    any = r->n > 0 || r->cleared->len > 0;
+    if (any) {
         ret = co_parts(r);
-        /* Data written in its place after the last sync; not needed where it was in the log too. */
-        if (ret == 0 && r->flush && place && r->waiters != NULL) {
-            ret = enc_co_sync(enc);
-        }
-    } else if (r->flush) {
+    }
+    before = co_end_placing(r, ret != 0);
+    ret = ret != 0 ? ret : before;
+    /* Data written in its place after the last sync; not needed where it was in the log too. */
+    if (ret == 0 && r->flush && (!any || (place && r->waiters != NULL))) {
         ret = enc_co_sync(enc);
     }
     keep_cleared(r);
     g_ptr_array_unref(r->all);
-    if (ret == 0 && !r->failed && enc->log.live->len > 0) {
+    if (ret == 0 && !r->failed && enc->placing == NULL && enc->log.live->len > 0) {
         enc_behind_end(enc); /* what was, has been written again */
         enc->unplaced = false;
         enc->applied = enc->log.seq - 1;

@@ -41,14 +41,15 @@ struct enc_shared {
     struct shared_slot slots[];
 };
 
+/* The slots begin where a huge page can. */
 static uint64_t head_bytes(uint64_t n)
 {
-    return qv_align_up(sizeof(struct enc_shared) + n * sizeof(struct shared_slot), ENC_SECTOR);
+    return qv_align_up(sizeof(struct enc_shared) + n * sizeof(struct shared_slot), ENC_HUGE);
 }
 
 bool enc_share_open(struct enc_image *enc, int fd, uint64_t n, GError **error)
 {
-    uint64_t at = qv_align_up(qcow2_journal_size(), ENC_SECTOR);
+    uint64_t at = qv_align_up(qcow2_journal_size(), ENC_HUGE);
     uint64_t bytes = head_bytes(n) + n * ENC_SECTOR;
     struct enc_shared *shared;
     struct stat st;
@@ -57,8 +58,8 @@ bool enc_share_open(struct enc_image *enc, int fd, uint64_t n, GError **error)
         ((uint64_t)st.st_size < at + bytes && ftruncate(fd, (off_t)(at + bytes)) != 0)) {
         return qv_fail_errno(error, errno, "the shared write buffer");
     }
-    shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)at);
-    if (shared == MAP_FAILED) {
+    shared = enc_map(bytes, fd, at);
+    if (shared == NULL) {
         return qv_fail_errno(error, errno, "the shared write buffer");
     }
     if (shared->magic == 0) {

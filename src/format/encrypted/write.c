@@ -12,7 +12,7 @@
 
 /* ---- writing ---- */
 
-/* Seals sector number @i of @io into @slot. */
+/* Seals the sector @done bytes into @io into @slot. @at: its bytes, NULL: in pieces. */
 static int seal_piece(struct enc_image *enc, const struct qv_io *io, uint64_t done,
                       const uint8_t *at, struct enc_slot *slot)
 {
@@ -60,23 +60,51 @@ int enc_co_put(struct enc_image *enc, struct enc_slot *slot)
     return ret;
 }
 
-/* Writes whole sectors until something has to be waited for; returns the bytes done. */
-uint64_t enc_write_now(struct enc_image *enc, struct qv_io *io)
+/* All of one page; all of them or none, which are then free. */
+static bool put_some(struct enc_image *enc, struct enc_slot **v, unsigned n)
 {
-    struct enc_cursor c = {io->iov, io->iovcnt, 0};
-    uint64_t done = 0;
+    uint64_t number = ENC_PAGE_OF(v[0]->host);
+    struct enc_shard *s = enc_shard_of(enc, number);
+    struct enc_page *p;
+    bool ok;
 
-    for (; done < io->len; done += ENC_SECTOR) {
-        struct enc_slot *slot = enc_slot_take(enc);
-        int ret;
+    pthread_mutex_lock(&s->lock);
+    p = enc_page_find(enc, s, number);
+    ok = p != NULL && !p->no_block;
+    for (unsigned i = 0; ok && i < n; i++) {
+        enc_slot_put(enc, s, p, v[i]);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!ok) {
+        enc_slots_unref(enc, v, n);
+    }
+    return ok;
+}
 
-        if (slot == NULL) {
+/* Sectors are sealed and put page by page. */
+uint64_t enc_write_now(struct enc_image *enc, struct qv_io *io, uint64_t done)
+{
+    struct enc_cursor c = {io->iov, io->iovcnt, done};
+    struct enc_slot *v[ENC_PAGE_ENTRIES];
+
+    while (done < io->len) {
+        uint64_t host = (io->offset + done) / ENC_SECTOR;
+        unsigned want = (unsigned)qv_min_u64((io->len - done) / ENC_SECTOR,
+                                             ENC_PAGE_ENTRIES - ENC_INDEX_OF(host));
+        unsigned got = enc_slots_take(enc, v, want), n = 0;
+
+        while (n < got && seal_piece(enc, io, done + (uint64_t)n * ENC_SECTOR, enc_cursor_next(&c),
+                                     v[n]) == 0) {
+            n++;
+        }
+        if (n < got) {
+            enc_slots_unref(enc, v + n, got - n);
+        }
+        if (n == 0 || !put_some(enc, v, n)) {
             break;
         }
-        ret = seal_piece(enc, io, done, enc_cursor_next(&c), slot);
-        ret = ret != 0 ? ret : enc_put(enc, slot);
-        if (ret != 0) {
-            enc_slot_unref(enc, slot);
+        done += (uint64_t)n * ENC_SECTOR;
+        if (n < want) {
             break;
         }
     }
