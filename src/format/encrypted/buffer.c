@@ -150,6 +150,7 @@ unsigned enc_slots_take(struct enc_image *enc, struct enc_slot **v, unsigned n)
     }
     pthread_mutex_unlock(&enc->pool_lock);
     if (huge != NULL) {
+        *(volatile uint8_t *)v[got - 1]->data = 0; /* where there is no page at all it fails */
         (void)madvise(huge, ENC_HUGE, MADV_COLLAPSE);
     }
     return got;
