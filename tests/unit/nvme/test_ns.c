@@ -266,6 +266,63 @@ static void test_remove_force_of_a_stopped_disk(void **state)
     drv_free(d);
 }
 
+/* A namespace comes, is used and goes, while a request of another one, in the same queue, does not
+ * end; and other requests to that other one end meanwhile, as always. */
+static void test_others_do_not_wait(void **state)
+{
+    struct drv *d = drv_new(&(struct drv_opts){0});
+    struct ns_call call = {.d = d, .nsid = 2};
+    struct cmd held = drv_rw(d, 2, 1, 0, 8, DRV_BASE + 4096);
+    uint32_t nsid = 2, list[1024];
+    uint16_t cid;
+
+    drv_queues(d, 1);
+    atomic_store(&d->ctl[0].hold, true);
+    drv_put(d, 1, &held);
+    drv_ring(d, 1);
+    drv_held(d, 0, 1);
+    atomic_store(&d->ctl[0].hold, false);
+    cid = send_aer(d);
+    assert_true(add(d, &nsid, 1));
+    assert_int_equal(drv_do(d, 1, drv_rw(d, 1, 1, 8, 8, DRV_BASE)), 0);
+    await_change(d, cid, 2, 0);
+    assert_int_equal(drv_do(d, 1, drv_rw(d, 1, 2, 0, 8, DRV_BASE)), 0);
+    cid = send_aer(d);
+    qv_thread_call(d->home, do_remove, &call);
+    assert_int_equal(drv_do(d, 1, drv_rw(d, 1, 1, 8, 8, DRV_BASE)), 0);
+    await_change(d, cid, 2, 0);
+    assert_int_equal(active(d, list), 1);
+    drv_wait(&call.done);
+    assert_int_equal(drv_do(d, 1, drv_rw(d, 1, 1, 8, 8, DRV_BASE)), 0);
+    assert_int_equal(drv_do(d, 1, drv_rw(d, 1, 2, 0, 8, DRV_BASE)), 2 | DNR);
+    drv_none(d, 1);
+    drv_release(d, 0);
+    assert_int_equal(drv_await(d, 1).status >> 1, 0);
+    drv_free(d);
+}
+
+/* What Linux 6.1 does to a namespace that comes while it resets the controller: a request into a
+ * queue that is deleted already. It is no reason to fail, and the next driver finds all. */
+static void test_add_amid_a_reset(void **state)
+{
+    struct drv *d = drv_new(&(struct drv_opts){0});
+    struct cmd read = drv_rw(d, 2, 2, 0, 8, DRV_BASE);
+    uint32_t nsid = 2, list[1024];
+
+    drv_queues(d, 1);
+    assert_true(add(d, &nsid, 1));
+    assert_int_equal(drv_admin(d, (struct cmd){.opcode = 0, .dw10 = 1}, NULL), 0);
+    drv_put(d, 1, &read);
+    drv_ring(d, 1);
+    assert_int_equal(drv_csts(d), 1); /* ready, no fatal status */
+    drv_none(d, 1);
+    drv_disable(d);
+    drv_queues(d, 1);
+    assert_int_equal(active(d, list), 2);
+    assert_int_equal(drv_do(d, 1, read), 0);
+    drv_free(d);
+}
+
 static void test_all_namespaces(void **state)
 {
     struct drv *d = drv_new(&(struct drv_opts){0});
@@ -554,6 +611,8 @@ int main(void)
         cmocka_unit_test(test_remove_from_a_controller_that_is_off),
         cmocka_unit_test(test_remove_force_and_cancel),
         cmocka_unit_test(test_remove_force_of_a_stopped_disk),
+        cmocka_unit_test(test_others_do_not_wait),
+        cmocka_unit_test(test_add_amid_a_reset),
         cmocka_unit_test(test_all_namespaces),
         cmocka_unit_test(test_shadow_doorbells),
         cmocka_unit_test(test_shadow_doorbells_lose_nothing),
