@@ -112,7 +112,7 @@ class LoadedVm(Vm):
 
     def check_end(self):
         """The guest has found nothing wrong, and neither does anyone else. Returns what it said."""
-        said = self.result(300).check().output
+        said = self.result(600).check().output
         assert "bad" not in said and "error" not in said, said
         assert min(self.rounds().values()) >= 1, said
         for m in STAY.values():
