@@ -5,8 +5,9 @@
  * Never anything else, never a crash: opened for reading, and for writing.
  *
  *   test_enc_tamper             some bits of the metadata
- *   test_enc_tamper --every N   one of N bits of bytes that are not zero, a few others
- *   test_enc_tamper --all       every bit, for many minutes
+ *   test_enc_tamper --every N   one of N bits of bytes that are not zero and of small structures, a
+ *                               few others
+ *   test_enc_tamper --all       every bit, for hours
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -31,7 +32,8 @@ static struct {
     unsigned unused;  /* bits of zero bytes */
     unsigned writing; /* of those tried, through a node open for writing too */
     unsigned area;    /* bits of the key area */
-} every = {25, 1500, 4, 150};
+    unsigned small;   /* bits of zero bytes of small structures: of all but tables by cluster */
+} every = {25, 1500, 4, 150, 1500};
 
 static struct mem_file closed, crashed;
 static GRand *rng;
@@ -97,6 +99,7 @@ static void test_untouched(void **state)
 
 #define SNAPSHOT     "reading the snapshot"
 #define HEADER_BYTES 112u
+#define SMALL_BYTES  1024u
 
 static struct {
     unsigned tried, refused, error, older, zero, same, writing;
@@ -161,9 +164,10 @@ static void try_all_bits(const struct mem_file *file, const char *which)
     tamper_parts(file, &parts);
     for (guint i = 0; i < parts.meta->len; i++) {
         const struct tamper_part *p = &g_array_index(parts.meta, struct tamper_part, i);
+        unsigned unused = p->len <= SMALL_BYTES ? every.small : every.unused;
 
         for (uint64_t bit = p->at * 8; bit < (p->at + p->len) * 8 && bit < file->size * 8; bit++) {
-            if (one_of(file->data[bit / 8] != 0 ? every.used : every.unused)) {
+            if (one_of(file->data[bit / 8] != 0 ? every.used : unused)) {
                 try_bit(file, p->name, bit);
             }
         }
@@ -703,11 +707,12 @@ int main(int argc, char **argv)
     };
 
     if (argc > 1 && strcmp(argv[1], "--all") == 0) {
-        every.used = every.unused = every.writing = every.area = 1;
+        every.used = every.unused = every.writing = every.area = every.small = 1;
     } else if (argc > 2 && strcmp(argv[1], "--every") == 0) {
         every.used = (unsigned)MAX(1, atoi(argv[2]));
         every.unused = 200 * every.used;
         every.area = 30 * every.used;
+        every.small = every.used;
         every.writing = 10;
     }
     return cmocka_run_group_tests(tests, setup, teardown);
