@@ -496,7 +496,8 @@ static void test_many_under_way_hold_nothing_up(void **state)
 
     (void)state;
     if (!thread->uring) {
-        skip(); /* other engines would wait in the call */
+        print_message("the kernel has no io_uring\n");
+        skip();
     }
     assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
     many.file = (struct qv_kfile){.fd = ends[0]};
@@ -538,12 +539,17 @@ int main(void)
         {"inline_chain_neither_recurses_nor_starves",
          test_inline_chain_neither_recurses_nor_starves_the_loop, setup, teardown,
          (void *)QV_ENGINE_URING},
-        {"many_under_way_hold_nothing_up", test_many_under_way_hold_nothing_up, setup, teardown,
-         (void *)QV_ENGINE_URING},
         {"more_files_than_slots", test_more_files_than_slots, setup, teardown,
          (void *)QV_ENGINE_URING},
     };
+    /* In epoll the request of this one would wait in its call. */
+    const struct CMUnitTest in_uring[] = {
+        {"many_under_way_hold_nothing_up", test_many_under_way_hold_nothing_up, setup, teardown,
+         (void *)QV_ENGINE_URING},
+    };
     int failed = cmocka_run_group_tests_name("engine", tests, NULL, NULL);
+
+    failed += cmocka_run_group_tests_name("engine, io_uring", in_uring, NULL, NULL);
 
     /* Again with the loop in epoll; the io_uring engine then passes requests on. */
     if (!refuse_syscall(SYS_io_uring_setup, EPERM)) {
