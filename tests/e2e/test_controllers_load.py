@@ -70,12 +70,12 @@ until d24=$(dev 24) && [ -b $(part $d24 2) ]; do sleep 0.1; done; mount -t ext4 
 check 24 $d24 77 --verify_only
 """
 
-# What is on the disks afterwards.
+# What is on the disks afterwards, and what the kernel said of them; not of those that came: AHCI asks nobody before a disk goes.
 AFTER = r"""
 echo 3 > /proc/sys/vm/drop_caches
 for m in $STAY; do [ "$(sha256sum < /mnt/$m/f)" = "$(cat /mnt/$m/sum)" ] || echo "bad file $m afterwards"
 eval p=\$\(part \$d$m 1\); umount /mnt/$m; e2fsck -fn $p >/dev/null 2>&1 || echo "bad fs $m"; done
-dmesg | grep -E 'I/O error, dev (nvme|sd[a-z], sector|vd)|Buffer I/O error|EXT4-fs error' | head -5
+dmesg | grep -E "I/O error(,| on) dev ($d24|$d25|$d26|$d27)[p0-9]*,|EXT4-fs error" | head -5
 """
 
 
